@@ -1,0 +1,73 @@
+"""Options and fixtures for the whole suite; the golden machinery is described in ``tests/golden/README.md``."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.golden_files import GOLDEN_FOLDER, KINDS, Golden, find_goldens
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden-dir",
+        action="append",
+        default=[],
+        # A plain absolute string: xdist hands options to its workers as simple values.
+        type=lambda folder: str(Path(folder).expanduser().resolve()),
+        metavar="DIR",
+        help="also run golden tests on the golden files in DIR, searched recursively (repeatable)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for folder in config.getoption("--golden-dir"):
+        if not Path(folder).is_dir():
+            raise pytest.UsageError(f"--golden-dir {folder} is not a folder")
+        if not find_goldens(Path(folder)):
+            raise pytest.UsageError(
+                f"--golden-dir {folder} holds no golden file; expected KIND.json and KIND.npz "
+                f"where KIND is one of {', '.join(KINDS)}"
+            )
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    return [
+        f"golden: {folder} ({', '.join(golden.name for golden in find_goldens(Path(folder)))})"
+        for folder in config.getoption("--golden-dir")
+    ]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marker = metafunc.definition.get_closest_marker("golden")
+    if marker is None:
+        return
+    if len(marker.args) != 1 or marker.args[0] not in KINDS or "golden" not in metafunc.fixturenames:
+        raise pytest.UsageError(
+            f"{metafunc.definition.nodeid}: expected @pytest.mark.golden(KIND) on a test with an argument 'golden', "
+            f"KIND one of {', '.join(KINDS)} (tests/golden_files.py)"
+        )
+    kind = marker.args[0]
+    bundled = [golden for golden in find_goldens(GOLDEN_FOLDER) if golden.kind == kind]
+    if not any(golden.name == kind for golden in bundled):
+        bundled.insert(0, Golden(GOLDEN_FOLDER / kind, kind))  # absent: its test must fail, not vanish
+    further = [
+        golden
+        for folder in metafunc.config.getoption("--golden-dir")
+        for golden in find_goldens(Path(folder))
+        if golden.kind == kind
+    ]
+    goldens = list(dict.fromkeys(bundled + further))
+    ids = [_test_id(golden, metafunc.config.rootpath) for golden in goldens]
+    metafunc.parametrize("golden", goldens, ids=ids, scope="function")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    golden = pyfuncitem.funcargs.get("golden")
+    if isinstance(golden, Golden) and not (golden.meta or golden.arrays):
+        pytest.fail(f"no golden file {golden.path}.json: restore it, a missing golden never skips", pytrace=False)
+
+
+def _test_id(golden: Golden, root: Path) -> str:
+    path = golden.path
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()

@@ -1,0 +1,1 @@
+"""Recorded reference numbers and the weight filler that goes with them; see README.md."""
