@@ -1,0 +1,47 @@
+"""What every command shares: exit codes, one-line errors, logging."""
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from prompt_pretrain.errors import InputError
+
+_DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full; free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EROFS: "the file system is read-only; choose another output folder",
+    errno.EACCES: "permission denied; choose another folder or change its permissions",
+}
+
+
+def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
+    """Run ``main`` and turn its outcome into an exit code: 0 success, 2 bad input, 1 internal failure, 130 interrupted.
+
+    Bad input (:class:`InputError`, a missing file) and a full disk end in one line on standard error. Anything else
+    is a defect of ours and keeps its traceback. ``DEBUG=1`` in the environment shows every traceback.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    try:
+        return main(argv) or 0
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+    except InputError as error:
+        return _complain(str(error), 2)
+    except OSError as error:
+        reason = _DISK_ERRORS.get(error.errno or 0)
+        where = f"{error.filename}: " if error.filename else ""
+        if reason:
+            return _complain(where + reason, 1)
+        if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+            return _complain(f"{where}{os.strerror(error.errno or errno.ENOENT)}", 2)
+        raise
+
+
+def _complain(message: str, code: int) -> int:
+    if os.environ.get("DEBUG"):
+        logging.getLogger(__name__).exception("traceback, since DEBUG is set")
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
