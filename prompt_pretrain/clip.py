@@ -63,7 +63,7 @@ class Clip:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,  # open_clip's classes share no interface that a type could name
         *,
         clip_id: str,
         make_tokenizer: Callable[[], Any] | None = None,
@@ -71,7 +71,7 @@ class Clip:
         mean: tuple[float, ...] = open_clip.OPENAI_DATASET_MEAN,
         std: tuple[float, ...] = open_clip.OPENAI_DATASET_STD,
     ) -> None:
-        self.model = _freeze(model)
+        self.model: Any = _freeze(model)
         self.clip_id = clip_id
         self.precision = precision
         self.dtype = PRECISIONS[precision]
@@ -360,18 +360,18 @@ def _stay_in_evaluation(module: nn.Module, mode: bool = True) -> nn.Module:
 _stay_in_evaluation.__name__ = "train"  # a pickled bound method is looked up under this name again
 
 
-def _text_tower(model: nn.Module) -> nn.Module:
+def _text_tower(model: Any) -> Any:
     return model.text if hasattr(model, "text") else model
 
 
-def _text_width(model: nn.Module) -> int:
+def _text_width(model: Any) -> int:
     text = _text_tower(model)
     if hasattr(text, "token_embedding"):
         return text.token_embedding.weight.shape[1]
     return text.config.hidden_size
 
 
-def _embed_dim(model: nn.Module) -> int:
+def _embed_dim(model: Any) -> int:
     projection = getattr(_text_tower(model), "text_projection", None)
     if isinstance(projection, Tensor):
         return projection.shape[1]

@@ -9,6 +9,7 @@ every other class or function named in the stream becomes an inert object that i
 import pickle
 import sys
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Iterator
 from os import PathLike
@@ -33,7 +34,7 @@ _STORAGE_DTYPES = {
     "BoolStorage": torch.bool,
 }
 # Standard-library names that training states are known to hold. Any other one in a weight file is suspicious.
-_HARMLESS_MODULES = frozenset({"collections", "argparse", "copyreg", "copy_reg", "_codecs", "datetime", "pathlib"})
+_HARMLESS_MODULES = frozenset({"collections", "argparse", "copyreg", "_codecs", "datetime", "pathlib"})
 _HARMLESS_BUILTINS = frozenset(
     {"bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "getattr", "int", "list", "object"}
     | {"range", "set", "slice", "str", "tuple"}
@@ -174,7 +175,9 @@ class _Reader(pickle.Unpickler):
 
 
 def _is_suspicious(module: str, name: str) -> bool:
-    if module in ("builtins", "__builtin__"):
+    # Protocol 2, which torch writes, spells Python 3's modules as in Python 2: "commands" for subprocess.
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    if module == "builtins":
         return name not in _HARMLESS_BUILTINS
     package = module.split(".")[0]
     return package in sys.stdlib_module_names and package not in _HARMLESS_MODULES
