@@ -1,0 +1,1 @@
+"""Classification data: from folders and archives of images to batches."""

@@ -1,0 +1,90 @@
+"""Parts of a data set: half of its classes, or some images per class kept out of training."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from prompt_pretrain.classification.items import ClassificationData, ImageItem, labels_of, select_items
+from prompt_pretrain.classification.randomness import stream_seed
+from prompt_pretrain.errors import InputError
+
+SUBSAMPLES = ("all", "base", "new")
+
+
+def subsample(data: ClassificationData, which: str) -> ClassificationData:
+    """The ``base`` half of the classes (the first ceil(n/2) labels), the ``new`` others, or ``all``.
+
+    Labels, names and counts of the chosen classes are renumbered from 0.
+
+    Raises:
+        InputError: another word, or ``new`` of a data set with one class.
+    """
+    if which not in SUBSAMPLES:
+        raise InputError(f"unknown DATASET.SUBSAMPLE_CLASSES {which!r}; expected one of {', '.join(SUBSAMPLES)}")
+    if which == "all":
+        return data
+    middle = math.ceil(data.num_classes / 2)
+    first, stop = (0, middle) if which == "base" else (middle, data.num_classes)
+    if first == stop:
+        raise InputError(f"{data.name} has one class only, so its 'new' half is empty; use SUBSAMPLE_CLASSES all")
+    chosen = {split: _between(getattr(data, split), first, stop) for split in ("train", "val", "test", "held_out")}
+    if data.val is data.test:
+        chosen["val"] = chosen["test"]
+    return replace(
+        data,
+        class_names=data.class_names[first:stop],
+        class_counts=data.class_counts[first:stop],
+        folders=data.folders[first:stop],
+        **chosen,
+    )
+
+
+def hold_out(
+    full: Sequence[ImageItem], train: Sequence[ImageItem], per_class: int, seed: int
+) -> tuple[Sequence[ImageItem], Sequence[ImageItem]]:
+    """Keep up to ``per_class`` images of each class for choosing a checkpoint.
+
+    They come from the images of ``full`` that ``train`` (a few-shot subset of it, or all of it) does not use. A class
+    that uses all its images gives some of them up, but at most half.
+
+    Returns:
+        The training items that are left, in their order, and the held-out items, class by class.
+
+    Raises:
+        InputError: no class has an image to spare.
+    """
+    used = {item.path for item in train} if len(train) < len(full) else None
+    pools: dict[int, list[int]] = {}
+    shared: dict[int, list[int]] = {}
+    labels = labels_of(full)
+    for index, label in enumerate(labels.tolist()):
+        unused = used is not None and full[index].path not in used
+        (pools if unused else shared).setdefault(label, []).append(index)
+    chosen: list[int] = []
+    given_up: set[str] = set()
+    rng = random.Random(stream_seed("held_out", seed))
+    for label in sorted(pools.keys() | shared.keys()):
+        pool = pools.get(label)
+        if pool is not None:
+            chosen += sorted(rng.sample(pool, min(per_class, len(pool))))
+            continue
+        mine = sorted(rng.sample(shared[label], min(per_class, len(shared[label]) // 2)))
+        given_up.update(full[index].path for index in mine)
+        chosen += mine
+    if not chosen:
+        raise InputError(
+            "no class has two images, so none can be held out for choosing the checkpoint; set TEST.SELECTION to last"
+        )
+    if given_up:
+        keep = [index for index, item in enumerate(train) if item.path not in given_up]
+        train = select_items(train, np.array(keep, dtype=np.int64))
+    return train, select_items(full, chosen)
+
+
+def _between(items: Sequence[ImageItem], first: int, stop: int) -> Sequence[ImageItem]:
+    labels = labels_of(items)
+    rows = np.flatnonzero((labels >= first) & (labels < stop))
+    return select_items(items, rows, labels[rows] - first)
