@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from prompt_pretrain.analysis import alignment, uniformity
-from prompt_pretrain.classification.few_shot import few_shot_split
-from prompt_pretrain.classification.items import ImageItem
+from prompt_pretrain.classification.few_shot import sample_few_shot
 from prompt_pretrain.classification.metrics import ClassificationMetrics, RunningTopK
 from prompt_pretrain.classification.samplers import evaluation_batches, evaluation_indices
 from prompt_pretrain.clip import Clip
@@ -116,13 +115,9 @@ def check_metrics(golden: Golden) -> None:
 
 
 def check_few_shot(case: dict, inputs: dict) -> None:
-    train, val = (
-        [ImageItem(str(index), label) for index, label in enumerate(inputs[f"{split}_labels"])]
-        for split in ("train", "val")
-    )
-    chosen = few_shot_split(train, val, case["shots"], case["seed"])
-    assert [int(item.path) for item in chosen[0]] == case["train_indices"]
-    assert [int(item.path) for item in chosen[1]] == case["val_indices"]
+    train, val = sample_few_shot(inputs["train_labels"], inputs["val_labels"], case["shots"], case["seed"])
+    assert train == case["train_indices"]
+    assert val == case["val_indices"]
 
 
 def check_evaluation_sampler(case: dict) -> None:
