@@ -1,0 +1,45 @@
+"""The benchmark runner on made-up benchmarks."""
+
+import json
+
+import pytest
+
+from tools import run_benchmarks
+
+SCRIPT = """
+import json, sys
+assert sys.argv[1] == "--quick", sys.argv
+result = {"name": "NAME/time", "value": 2.0, "unit": "s", "reference": None, "ratio": None, "limit_fraction": 0.51234}
+with open(sys.argv[sys.argv.index("--json") + 1], "w") as file:
+    json.dump([result], file)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("alpha", "beta"):
+        (tmp_path / f"{name}.py").write_text(SCRIPT.replace("NAME", name))
+    return tmp_path
+
+
+def test_results_of_all_benchmarks_come_together(folder, tmp_path, capsys):
+    file = tmp_path / "out" / "all.json"
+    assert run_benchmarks.main(["--json", str(file)], folder) == 0
+    assert [result["name"] for result in json.loads(file.read_text())] == ["alpha/time", "beta/time"]
+    table = capsys.readouterr().out.splitlines()
+    assert "alpha/time  2      s     -          -      0.5123" in table
+
+
+def test_a_failing_benchmark_does_not_hide_the_others(folder, tmp_path, capsys):
+    (folder / "alpha.py").write_text("raise SystemExit(1)")
+    file = tmp_path / "all.json"
+    assert run_benchmarks.main(["--json", str(file)], folder) == 1
+    assert [result["name"] for result in json.loads(file.read_text())] == ["beta/time"]
+    assert "failed: alpha" in capsys.readouterr().err
+
+
+def test_unknown_benchmark_lists_the_known_ones(folder, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_benchmarks.main(["gamma"], folder)
+    assert stop.value.code == 2
+    assert "no benchmark gamma; there are: alpha, beta" in capsys.readouterr().err
