@@ -48,6 +48,10 @@ class CheckpointFolder:
             old.unlink(missing_ok=True)
         return path
 
+    def exists(self) -> bool:
+        """Whether there is any state, readable or not."""
+        return bool(self._files())
+
     def load(self) -> dict[str, Any] | None:
         """The newest readable state, None if there is none; a damaged file is reported and passed over."""
         for path in reversed(self._files()):

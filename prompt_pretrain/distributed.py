@@ -7,14 +7,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def initialize() -> torch.device:
+def initialize(device_type: str = "auto") -> torch.device:
     """Join the process group that ``torchrun`` describes in the environment; a no-op without one.
 
+    Args:
+        device_type: ``auto`` (CUDA where available), ``cuda`` or ``cpu``.
     Returns:
-        The device of this process: ``cuda:<LOCAL_RANK>`` where CUDA is available, else the CPU.
+        The device of this process: ``cuda:<LOCAL_RANK>`` or the CPU.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    use_cuda = device_type == "cuda" or (device_type == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if "RANK" in os.environ and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
