@@ -1,6 +1,7 @@
 """torch.distributed for code that also runs as one process without a process group."""
 
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -109,7 +110,7 @@ def gather_rows(shard: Tensor, length: int) -> Tensor:
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, shard: Tensor, length: int) -> Tensor:
+    def forward(ctx: Any, shard: Tensor, length: int) -> Tensor:
         ctx.length = length
         sizes = [stop - start for start, stop in (shard_bounds(length, r) for r in range(world_size()))]
         # Padded to one size: gloo's all_gather wants equal shapes.
@@ -120,7 +121,7 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         grad = grad.contiguous().clone()
         dist.all_reduce(grad)
         start, stop = shard_bounds(ctx.length)

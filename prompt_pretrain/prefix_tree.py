@@ -16,7 +16,7 @@ from prompt_pretrain.prompt_tokens import PromptTokens
 
 @dataclass(frozen=True)
 class QueryLevel:
-    """Queries ``start:stop`` of a query set, all of one depth below the trunk.
+    """Queries ``start:stop`` of a query set, all of one depth below the trunk: a level of the tree or a part of it.
 
     ``ancestors`` (stop - start, depth + 1): the nodes each one attends to beside the trunk, root first, itself last.
     """
@@ -108,9 +108,9 @@ class PromptRows:
         """(R,) nodes that each row adds to those of the rows before it."""
         return _new_node_mask(self.codes, self.lengths, self.trunk).sum(axis=1)
 
-    def tree(self, start: int, stop: int) -> PrefixTree:
-        """The prefix tree of rows ``start:stop``."""
-        return _build_tree(self.codes[start:stop], self.lengths[start:stop], self.trunk)
+    def tree(self, start: int, stop: int, level_entries: int) -> PrefixTree:
+        """The prefix tree of rows ``start:stop``, its levels cut into parts of at most ``level_entries`` ancestors."""
+        return _build_tree(self.codes[start:stop], self.lengths[start:stop], self.trunk, level_entries)
 
 
 _CTX = 1 << 32  # codes from here on are context vectors
@@ -125,7 +125,7 @@ def _new_node_mask(codes: np.ndarray, lengths: np.ndarray, trunk: int) -> np.nda
     return new
 
 
-def _build_tree(codes: np.ndarray, lengths: np.ndarray, trunk: int) -> PrefixTree:
+def _build_tree(codes: np.ndarray, lengths: np.ndarray, trunk: int, level_entries: int) -> PrefixTree:
     depth = int(lengths.max())
     new = _new_node_mask(codes, lengths, trunk)[:, trunk:depth]
     codes = codes[:, trunk:depth]
@@ -134,18 +134,10 @@ def _build_tree(codes: np.ndarray, lengths: np.ndarray, trunk: int) -> PrefixTre
     node = offsets[:-1] + new.cumsum(axis=0) - 1  # (R, levels): the node of each row at each level
 
     node_codes = np.concatenate([codes[new[:, level], level] for level in range(new.shape[1])])
-    levels = tuple(
-        QueryLevel(int(offsets[level]), int(offsets[level + 1]), torch.from_numpy(node[new[:, level], : level + 1]))
-        for level in range(new.shape[1])
-    )
     leaf_depth = lengths - trunk - 1
     order = np.argsort(leaf_depth, kind="stable")
-    leaf_levels, start = [], 0
-    for level, count in enumerate(np.bincount(leaf_depth, minlength=new.shape[1])):
-        rows = order[start : start + count]
-        if count:
-            leaf_levels.append(QueryLevel(start, start + int(count), torch.from_numpy(node[rows, : level + 1])))
-        start += int(count)
+    node_paths = [node[new[:, level], : level + 1] for level in range(new.shape[1])]
+    leaf_paths = [node[order[leaf_depth[order] == level], : level + 1] for level in range(new.shape[1])]
     leaf_of_row = np.empty(len(order), dtype=np.int64)
     leaf_of_row[order] = np.arange(len(order))
     is_ctx = node_codes >= _CTX
@@ -154,8 +146,20 @@ def _build_tree(codes: np.ndarray, lengths: np.ndarray, trunk: int) -> PrefixTre
         positions=torch.from_numpy(np.repeat(np.arange(trunk, depth), per_level)),
         ctx_nodes=torch.from_numpy(np.flatnonzero(is_ctx)),
         ctx_rows=torch.from_numpy(node_codes[is_ctx] - _CTX),
-        levels=levels,
+        levels=_cut_levels(node_paths, level_entries),
         leaves=torch.from_numpy(node[order, leaf_depth[order]]),
-        leaf_levels=tuple(leaf_levels),
+        leaf_levels=_cut_levels(leaf_paths, level_entries),
         leaf_of_row=torch.from_numpy(leaf_of_row),
     )
+
+
+def _cut_levels(paths: list[np.ndarray], entries: int) -> tuple[QueryLevel, ...]:
+    """Queries numbered through the (n, k) ancestor tables of all levels, at most ``entries`` of n * k in a part."""
+    parts, start = [], 0
+    for table in paths:
+        rows = max(1, entries // table.shape[1])
+        for first in range(0, len(table), rows):
+            part = torch.from_numpy(table[first : first + rows].copy())
+            parts.append(QueryLevel(start + first, start + first + len(part), part))
+        start += len(table)
+    return tuple(parts)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from prompt_pretrain.errors import InputError
 
-
 POSITIONS = ("end", "middle", "front")
 CONTEXT_LENGTH = 77
 _PLACEHOLDER = "X"  # one token; the context vectors take its places

@@ -7,6 +7,7 @@ EOT nodes are carried on, since nothing else is read.
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from open_clip.transformer import QuickGELU
@@ -23,7 +24,7 @@ from prompt_pretrain.tree_attention import tree_attention
 class _Block:
     """One residual attention block with its linear weights in the type they are multiplied in."""
 
-    module: nn.Module
+    module: Any  # open_clip's ResidualAttentionBlock, whose attributes nn.Module hides
     qkv: tuple[Tensor, Tensor]
     out: tuple[Tensor, Tensor]
     fc: tuple[Tensor, Tensor]
@@ -32,7 +33,7 @@ class _Block:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, module: nn.Module, dtype: torch.dtype) -> "_Block":
+    def of(cls, module: Any, dtype: torch.dtype) -> "_Block":
         def cast(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
             return weight.to(dtype), bias.to(dtype)
 
@@ -85,7 +86,7 @@ class SharedPrefixTransformer:
             packed = F.linear(block.norm_1(x), *block.qkv)
             keys_values.append(packed[:, x.shape[1] :])
             if index + 1 < len(self.blocks):
-                q, k, v = packed.unflatten(1, (3, block.heads, -1)).permute(1, 2, 0, 3).unsqueeze(1)  # (1, H, P, d) each
+                q, k, v = packed.unflatten(1, (3, block.heads, -1)).permute(1, 2, 0, 3).unsqueeze(1)  # (1, H, P, d)
                 attended = attend(q, k, v) if len(tokens) else q
                 x = block.add_mlp(block.add_attention(x, attended.squeeze(0).transpose(0, 1).flatten(1)))
         return torch.stack(keys_values)

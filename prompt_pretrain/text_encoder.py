@@ -1,4 +1,4 @@
-"""Class names and a prompt to text features: one call for the exact fast path and the plain path it is checked against."""
+"""Class names and a prompt to text features: the exact fast path, and the plain path it is checked against."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 METHODS = ("auto", "shared_prefix", "plain")
 # Tree nodes per pass: large enough for full matrix-multiplication speed, small enough that temporaries are reused.
 _NODES_PER_PASS = {"cpu": 4096, "cuda": 65536}
+# Ancestors gathered at a time in attention: on the CPU their keys and values must stay in the cache.
+_LEVEL_ENTRIES = {"cpu": 512}
 _PLAIN_ROWS_PER_PASS = 128
 
 
@@ -163,7 +165,8 @@ class TextEncoder:
         key = (bounds, node_limit, device)
         if key not in known:
             cuts = _cut_rows(rows.new_nodes()[bounds[0] : bounds[1]], node_limit)
-            known[key] = [rows.tree(bounds[0] + start, bounds[0] + stop).to(device) for start, stop in cuts]
+            entries = _LEVEL_ENTRIES.get(device.type, 1 << 20)
+            known[key] = [rows.tree(bounds[0] + start, bounds[0] + stop, entries).to(device) for start, stop in cuts]
         return known[key]
 
     # -- every row at full length --------------------------------------------------------------------------------

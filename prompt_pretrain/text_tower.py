@@ -20,10 +20,10 @@ class TextTower:
         projection: (W, D) matrix, ``nn.Linear`` or None.
     """
 
-    module: nn.Module
+    module: Any
     token_embedding: nn.Embedding
     positional_embedding: Tensor
-    blocks: list[nn.Module]
+    blocks: list[Any]
     ln_final: nn.LayerNorm
     projection: Tensor | nn.Linear | None
     attn_mask: Tensor | None

@@ -76,8 +76,10 @@ class _TreeAttention(torch.autograd.Function):
             from_own = (own_score.unsqueeze(-1) * part.key).sum(1)
             grad_q[level.start : level.stop] = (from_trunk + from_own).mul_(part.scale).flatten(1)
             ancestors = level.ancestors.flatten()
-            grad_key.index_add_(0, ancestors, (own_score.unsqueeze(-1) * part.query.unsqueeze(1)).reshape(-1, width))
-            grad_value.index_add_(0, ancestors, (part.own_probability.unsqueeze(-1) * g.unsqueeze(1)).reshape(-1, width))
+            to_key = own_score.unsqueeze(-1) * part.query.unsqueeze(1)  # (n, k, H, d)
+            to_value = part.own_probability.unsqueeze(-1) * g.unsqueeze(1)
+            grad_key.index_add_(0, ancestors, to_key.reshape(-1, width))
+            grad_value.index_add_(0, ancestors, to_value.reshape(-1, width))
         grad_trunk = torch.cat([_by_token(grad_trunk_key), _by_token(grad_trunk_value)], dim=1).to(trunk.dtype)
         if not nodes_need_grad:
             return None, grad_trunk, None, None, None
@@ -89,7 +91,14 @@ class _Level:
     """Float32 queries, keys, values and probabilities of one level of n nodes, each with k ancestors."""
 
     def __init__(
-        self, q: Tensor, key: Tensor, value: Tensor, trunk_key: Tensor, trunk_value: Tensor, level: QueryLevel, heads: int
+        self,
+        q: Tensor,
+        key: Tensor,
+        value: Tensor,
+        trunk_key: Tensor,
+        trunk_value: Tensor,
+        level: QueryLevel,
+        heads: int,
     ) -> None:
         self.scale = trunk_key.shape[-1] ** -0.5
         self.query = q[level.start : level.stop].float().unflatten(1, (heads, -1)) * self.scale  # (n, H, d)

@@ -1,0 +1,35 @@
+import errno
+
+import pytest
+
+from prompt_pretrain.command_line import run_command
+from prompt_pretrain.errors import InputError
+
+
+def raising(error: BaseException):
+    def main(argv: object) -> int:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("key X is 3;\n expected 4"), 2, "error: key X is 3; expected 4\n"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "a.yaml"), 2, "error: a.yaml: No such file or directory\n"),
+        (OSError(errno.ENOSPC, "No space left", "out.pt"), 1, "error: out.pt: the disk is full; free some space"),
+        (PermissionError(errno.EACCES, "denied", "/out"), 1, "error: /out: permission denied; choose another folder"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again to continue\n"),
+    ],
+)
+def test_what_went_wrong_is_one_line_and_an_exit_code(error, code, line, capsys: pytest.CaptureFixture) -> None:
+    assert run_command(raising(error)) == code
+    assert capsys.readouterr().err.startswith(line)
+
+
+def test_success_and_defects() -> None:
+    assert run_command(lambda argv: None) == 0
+    assert run_command(lambda argv: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        run_command(raising(ZeroDivisionError()))
