@@ -123,7 +123,8 @@ def evaluate(
     classes = _Classes(class_features, class_names, class_chunk)
     everything = torch.arange(classes.count)
     members = {group: _checked_members(group, ids, classes.count) for group, ids in (groups or {}).items()}
-    candidates = {None: everything, **members}
+    candidates: dict[str | None, Tensor] = {None: everything}
+    candidates.update(members)
     collected = {group: ClassificationMetrics(classes.count) for group in candidates}
     for features, labels in batches:
         images = classes.normalized_images(features)

@@ -1,0 +1,125 @@
+"""Zero-shot classification with one or several prompts, templates or files of class embeddings, side by side.
+
+    python tools/evaluate_classification.py --datasets ImageNet21K --data-root data --clip ViT-B/16 \
+        --prompt output/…/prompt_learner/model-best.pth.tar --template "a photo of a {}." --template imagenet80
+
+Any folder with one sub-folder of images per class is a data set too: --datasets ImageFolder --data-root FOLDER.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from prompt_pretrain import distributed
+from prompt_pretrain.atomic_files import write_json
+from prompt_pretrain.command_line import run_command
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="evaluate_classification",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Give --prompt, --template and --embeddings as often as you like; NAME=VALUE names the row. Accuracies "
+        "are percentages, alignment and uniformity are better the lower they are.",
+    )
+    add = parser.add_argument
+    for flag, text in (
+        ("--prompt", "file of a learned prompt"),
+        ("--template", "text with {}, a set (imagenet80, imagenet_select_7, vild) or a data set's own"),
+        ("--embeddings", "file of class embeddings, rows in the data set's label order"),
+    ):
+        aliases = [flag, "--templates"] if flag == "--template" else [flag]
+        add(*aliases, action=_AppendSource, default=[], dest="sources", metavar="X", help=text)
+    add(
+        "--datasets", "--dataset", nargs="+", required=True, metavar="NAME", help="ImageNet21K, ImageNet, ImageFolder …"
+    )
+    add(
+        "--data-root",
+        "--root",
+        default="data",
+        metavar="DIR",
+        help="folder of the data sets; of ImageFolder, the folder",
+    )
+    add("--names-file", metavar="FILE", help="class names by folder, instead of the data set's own")
+    add(
+        "--split",
+        default="test",
+        choices=("test", "val", "train"),
+        help="default: test (for the ImageNets that is val)",
+    )
+    add("--subsample-classes", default="all", choices=("all", "base", "new"), help="all, or one half of the labels")
+    add("--clip", default="ViT-B/16", help="published name, open_clip NAME/TAG, weight file or .json config")
+    add("--clip-weights", metavar="FILE", help="weight file for the architecture that --clip names")
+    add("--precision", default="amp", choices=("fp32", "amp"), help="of the image tower on a GPU (default amp)")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    add("--batch-size", type=_positive, default=100, help="images per process and forward pass")
+    add("--num-workers", type=int, default=4, help="processes that read images")
+    add("--cache-dir", metavar="DIR", help="image features; default ~/.cache/prompt_pretrain/image_features")
+    add("--per-class", action="store_true", help="also write every class's accuracy to the json")
+    add("--json", metavar="FILE", help="write all numbers there")
+    args = parser.parse_args(argv)
+    if not args.sources:
+        args.sources = [("template", "a photo of a {}.")]
+    return args
+
+
+class _AppendSource(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        kind = (option_string or "").lstrip("-").removesuffix("s") if option_string != "--embeddings" else "embeddings"
+        namespace.sources = [*namespace.sources, (kind, values)]
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    # Loads torch and open_clip: after the options are known to be right.
+    from prompt_pretrain.classification.class_features import ClassFeatureSource
+    from prompt_pretrain.classification.comparison import compare
+    from prompt_pretrain.classification.registry import load_classification_data
+    from prompt_pretrain.clip import load_clip
+
+    device = distributed.initialize(args.device)
+    if not distributed.is_main_process():
+        logging.getLogger().setLevel(logging.WARNING)
+    try:
+        sources = [ClassFeatureSource.parse(kind, value) for kind, value in args.sources]
+        loaded = [
+            load_classification_data(
+                name, args.data_root, names_file=args.names_file, subsample_classes=args.subsample_classes
+            )
+            for name in args.datasets
+        ]
+        clip = load_clip(args.clip, weights=args.clip_weights, device=device, precision=args.precision)
+        comparisons = []
+        for data in loaded:
+            found = compare(
+                clip,
+                data,
+                sources,
+                split=args.split,
+                cache_folder=args.cache_dir,
+                batch_size=args.batch_size,
+                num_workers=args.num_workers,
+                progress=sys.stderr.isatty(),
+            )
+            comparisons.append(found)
+            if distributed.is_main_process():
+                print(found.table())
+        if args.json and distributed.is_main_process():
+            write_json(args.json, [found.as_json(per_class=args.per_class) for found in comparisons])
+    finally:
+        distributed.shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
