@@ -19,8 +19,8 @@ SIZES = {
     "lvis_v1": 1203, "coco": 80, "objects365": 365, "openimages": 500, "imagenet21k": 10450,
     "imagenet21k_fall11": 11221, "imagenet21k_full": 21841, "lvis_22k": 22047, "imagenet1k": 1000, "imagenet_a": 200,
     "imagenet_r": 200, "caltech101": 100, "oxford_pets": 37, "stanford_cars": 196, "oxford_flowers": 102,
-    "food101": 101, "fgvc_aircraft": 100, "sun397": 397, "dtd": 47, "eurosat": 10, "ucf101": 101, "coco_stuff": 171, "voc": 20,
-    "pcontext": 59, "ade20k": 150, "ade20k_full": 847, "cityscapes": 19, "shapeworld": 2000,
+    "food101": 101, "fgvc_aircraft": 100, "sun397": 397, "dtd": 47, "eurosat": 10, "ucf101": 101, "coco_stuff": 171,
+    "voc": 20, "pcontext": 59, "ade20k": 150, "ade20k_full": 847, "cityscapes": 19, "shapeworld": 2000,
 }  # fmt: skip
 
 
