@@ -20,7 +20,7 @@ from prompt_pretrain.atomic_files import atomic_writer
 # Okabe and Ito's colours, told apart with every kind of colour blindness.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-GREY = "#666666"
+OTHERS = "other classes"  # a group of this name stays in the background
 _WIDTH = 5.6  # inches; narrow, so that a phone shows the letters large enough
 _STYLE: Any = {
     "font.family": "sans-serif",
@@ -147,11 +147,17 @@ def plot_projection(
     *,
     title: str,
 ) -> Figure:
-    """Classes (large, framed) and images (small) in the plane, coloured by the group they belong to."""
-    names = list(dict.fromkeys([*class_groups, *image_groups]))
+    """Classes (large, framed) and images (small) in the plane, coloured by the group they belong to.
+
+    The group :data:`OTHERS` is drawn small and grey, behind the rest.
+    """
+    names = [name for name in dict.fromkeys([*class_groups, *image_groups]) if name != OTHERS]
     with style():
         figure = Figure(figsize=(_WIDTH, 5.0))
         axes = figure.subplots()
+        points = classes.points[[g == OTHERS for g in class_groups]]
+        if len(points):
+            axes.scatter(points[:, 0], points[:, 1], s=8, color="#C4C8CE", linewidths=0, label=OTHERS)
         for index, name in enumerate(names):
             color, marker = _color(index), MARKERS[index % len(MARKERS)]
             if images is not None:
@@ -175,7 +181,8 @@ def plot_projection(
             axis.set_label_text(f"{classes.method.upper() if classes.method == 'pca' else 't-SNE'} {number + 1}{share}")
         axes.set_title(title)
         if len(names) > 1:
-            figure.legend(loc="outside lower center", ncols=min(len(names), 4))
+            columns = 4 if max(map(len, names)) <= 9 else 3 if max(map(len, names)) <= 14 else 2
+            figure.legend(loc="outside lower center", ncols=min(len(names), columns))
     return figure
 
 
