@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from prompt_pretrain import distributed
 from prompt_pretrain.atomic_files import write_json
@@ -68,19 +67,6 @@ class FeatureCache:
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    @property
-    def views(self) -> int:
-        return self.features.shape[1]
-
-    @property
-    def embed_dim(self) -> int:
-        return self.features.shape[2]
-
-    def take(self, indices: Sequence[int] | np.ndarray | Tensor, view: int) -> Tensor:
-        """(B, D) float32 features of the images at ``indices`` in one view."""
-        rows = np.asarray(indices, dtype=np.int64)
-        return torch.from_numpy(self.features[rows, view].astype(np.float32))
 
     @classmethod
     def build(
@@ -376,18 +362,19 @@ def _agree(action: Callable[[], Any]) -> Any:
     """The first process's result of ``action``, on every process; its errors are raised on every process."""
     if distributed.world_size() == 1:
         return action()
-    value, problem = None, None
+    value: Any = None
+    problem: InputError | OSError | None = None
     if distributed.is_main_process():
         try:
             value = action()
         except (InputError, OSError) as error:
             problem = error
-    value, text = distributed.broadcast_object((value, None if problem is None else str(problem)))  # type: ignore[misc]
+    shared: Any = distributed.broadcast_object((value, None if problem is None else str(problem)))
     if problem is not None:
         raise problem
-    if text is not None:
-        raise InputError(text)
-    return value
+    if shared[1] is not None:
+        raise InputError(shared[1])
+    return shared[0]
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The class-tree file of ImageNet-21K-P, read without running anything in it."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +33,9 @@ def read_class_tree(path: str | os.PathLike) -> ClassTree:
     """
     path = Path(path)
     try:
-        value: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle version of a file that is then loaded or refused
+            value: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; expected the class tree of ImageNet-21K-P") from error
     except Exception as error:  # damaged archives and refused pickles raise many types

@@ -2,7 +2,9 @@
 
 import io
 import logging
+import re
 import warnings
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -55,7 +57,7 @@ def open_image(path: str) -> Image.Image:
         raise ImageError(path, str(error)) from error
 
 
-def decode_image(file: io.BufferedIOBase, path: str) -> Image.Image:
+def decode_image(file: IO[bytes], path: str) -> Image.Image:
     """Decode an open file; ``path`` is what errors name. See :func:`open_image`."""
     try:
         with warnings.catch_warnings():
@@ -71,8 +73,9 @@ def decode_image(file: io.BufferedIOBase, path: str) -> Image.Image:
             return _to_rgb(_upright(image))
     except (ImageError, MemoryError):
         raise
-    except Image.DecompressionBombError:
-        raise ImageError(path, _too_large("more than twice that many")) from None
+    except Image.DecompressionBombError as error:  # Pillow's own check, at twice the limit
+        found = re.search(r"\d+(?= pixels)", str(error))
+        raise ImageError(path, _too_large(f"{int(found[0]):,}" if found else "far more")) from None
     except Exception as error:  # decoders raise almost anything on damaged bytes
         # The built-in text of an unidentified image names a Python object, not the problem.
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error) or repr(error)

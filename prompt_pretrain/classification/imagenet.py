@@ -9,7 +9,6 @@ from prompt_pretrain.classification.class_names import names_of_folders, read_cl
 from prompt_pretrain.classification.class_tree import read_class_tree
 from prompt_pretrain.classification.folders import classification_data, read_splits
 from prompt_pretrain.classification.items import ClassificationData
-from prompt_pretrain.classification.listing import as_items, list_class_folders
 from prompt_pretrain.vocabulary import imagenet21k_names
 
 logger = logging.getLogger(__name__)
@@ -17,7 +16,9 @@ logger = logging.getLogger(__name__)
 TREE_FILE = "imagenet21k_miil_tree.pth"
 
 
-def read_imagenet(root: str | os.PathLike, names_file: str | os.PathLike | None = None) -> ClassificationData:
+def read_imagenet(
+    root: str | os.PathLike, names_file: str | os.PathLike | None = None, *, test_only: bool = False
+) -> ClassificationData:
     """ImageNet-1K: ``imagenet/images/{train,val}/<wnid>/*`` and ``imagenet/classnames.txt`` below ``root``.
 
     The validation images are the test images.
@@ -28,13 +29,17 @@ def read_imagenet(root: str | os.PathLike, names_file: str | os.PathLike | None 
     folder = Path(root).absolute() / "imagenet"
     images = folder / "images"
     expected = f"ImageNet needs one folder or .tar archive per class in {images}/train and {images}/val"
-    folders, (train, val, test) = read_splits(images / "train", images / "val", images / "val", expected=expected)
+    folders, (train, val, test) = read_splits(
+        images / "train", images / "val", images / "val", expected=expected, test_only=test_only
+    )
     source = Path(names_file) if names_file else folder / "classnames.txt"
     class_names = names_of_folders(folders, read_class_names(source), source)
     return classification_data("ImageNet", folder, folders, class_names, train, val, test)
 
 
-def read_imagenet21k(root: str | os.PathLike, names_file: str | os.PathLike | None = None) -> ClassificationData:
+def read_imagenet21k(
+    root: str | os.PathLike, names_file: str | os.PathLike | None = None, *, test_only: bool = False
+) -> ClassificationData:
     """ImageNet-21K-P: ``imagenet21k_resized/imagenet21k_{train,val}/<wnid>/*`` below ``root``.
 
     Names come from ``imagenet21k_miil_tree.pth`` beside them, else from this repository's list of ImageNet-21K names.
@@ -46,13 +51,15 @@ def read_imagenet21k(root: str | os.PathLike, names_file: str | os.PathLike | No
     folder = Path(root).absolute() / "imagenet21k_resized"
     train_folder, val_folder = folder / "imagenet21k_train", folder / "imagenet21k_val"
     expected = f"ImageNet-21K needs one folder or .tar archive per class in {train_folder} and {val_folder}"
-    folders, (train, val, test) = read_splits(train_folder, val_folder, val_folder, expected=expected)
+    folders, (train, val, test) = read_splits(
+        train_folder, val_folder, val_folder, expected=expected, test_only=test_only
+    )
     class_names = _imagenet21k_names(folder, folders, names_file)
     return classification_data("ImageNet21K", folder, folders, class_names, train, val, test)
 
 
 def read_imagenet21k_small_classes(
-    root: str | os.PathLike, names_file: str | os.PathLike | None = None
+    root: str | os.PathLike, names_file: str | os.PathLike | None = None, *, test_only: bool = False
 ) -> ClassificationData:
     """The classes with few images that ImageNet-21K-P leaves out, ``imagenet21k_small_classes/<wnid>/*``.
 
@@ -60,11 +67,10 @@ def read_imagenet21k_small_classes(
     """
     folder = Path(root).absolute() / "imagenet21k_resized"
     images = folder / "imagenet21k_small_classes"
-    classes = list_class_folders(images, f"the small classes of ImageNet-21K need one folder per class in {images}")
-    folders = [entry.name for entry in classes]
-    items = as_items(classes, {name: label for label, name in enumerate(folders)})
+    expected = f"the small classes of ImageNet-21K need one folder or .tar archive per class in {images}"
+    folders, (train, val, test) = read_splits(images, images, images, expected=expected, test_only=test_only)
     class_names = _imagenet21k_names(folder, folders, names_file)
-    return classification_data("ImageNet21KSmallClasses", folder, folders, class_names, items, items, items)
+    return classification_data("ImageNet21KSmallClasses", folder, folders, class_names, train, val, test)
 
 
 def _imagenet21k_names(folder: Path, folders: Sequence[str], names_file: str | os.PathLike | None) -> tuple[str, ...]:

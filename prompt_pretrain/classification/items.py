@@ -74,7 +74,8 @@ class ClassificationData:
         train: images to train on, after few-shot sampling.
         val: the data set's own validation images; for the ImageNet sets the same list as ``test``.
         test: images to report accuracy on.
-        class_counts: training images per class in the full set, whatever was sampled from it.
+        class_counts: training images per class in the full set, whatever was sampled from it; empty if only the test
+            images were asked for.
         held_out: images of the training set kept out of ``train``, for choosing a checkpoint without the test set.
         folders: folder name (WordNet id for ImageNet) of each class, or empty.
     """

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from prompt_pretrain import distributed
 from prompt_pretrain.classification.class_names import tie_ceiling
@@ -24,8 +25,13 @@ from prompt_pretrain.vocabulary import find_ties
 
 logger = logging.getLogger(__name__)
 
-# (root, names_file) -> the full data set
-Reader = Callable[[str | os.PathLike, str | os.PathLike | None], ClassificationData]
+
+class Reader(Protocol):
+    """Reads a full data set; with ``test_only`` its training list may be empty."""
+
+    def __call__(
+        self, root: str | os.PathLike, names_file: str | os.PathLike | None, *, test_only: bool
+    ) -> ClassificationData: ...
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ _ENTRIES: dict[str, _Entry] = {}
 
 
 def register_dataset(name: str, read: Reader, *, keep_val: bool = False) -> None:
-    """Make ``load_classification_data(name, ...)`` use ``read(root, names_file)``.
+    """Make ``load_classification_data(name, ...)`` use ``read(root, names_file, test_only=...)``.
 
     Args:
         keep_val: few-shot sampling takes all validation images, as for the ImageNet sets.
@@ -60,6 +66,7 @@ def load_classification_data(
     subsample_classes: str = "all",
     names_file: str | os.PathLike | None = None,
     held_out: int = 0,
+    test_only: bool = False,
 ) -> ClassificationData:
     """A registered data set, reduced as asked: few-shot sampling, then holding out, then half of the classes.
 
@@ -73,6 +80,7 @@ def load_classification_data(
         subsample_classes: ``all``, ``base`` or ``new`` classes.
         names_file: class names by folder, instead of the data set's own.
         held_out: images per class to keep out of training.
+        test_only: do not look at training images, which may be missing; ``train`` and ``class_counts`` stay empty.
 
     Raises:
         InputError: an unknown name or a data set that is missing, incomplete or contradicts itself.
@@ -87,22 +95,22 @@ def load_classification_data(
     if subsample_classes not in SUBSAMPLES:
         found = f"unknown DATASET.SUBSAMPLE_CLASSES {subsample_classes!r}"
         raise InputError(f"{found}; expected one of {', '.join(SUBSAMPLES)}")
-    data = _first_process_first(lambda: _load(entry, root, num_shots, seed, subsample_classes, names_file, held_out))
+    if test_only and (num_shots != -1 or held_out):
+        raise ValueError("test_only leaves no training images to sample from")
+
+    def load() -> ClassificationData:
+        full = entry.read(root, names_file or None, test_only=test_only)
+        if not test_only:
+            full = _sample(full, entry, num_shots, seed, held_out)
+        return subsample(full, subsample_classes)
+
+    data = _first_process_first(load)
     if distributed.is_main_process():
         _report(data)
     return data
 
 
-def _load(
-    entry: _Entry,
-    root: str | os.PathLike,
-    num_shots: int,
-    seed: int,
-    which: str,
-    names_file: str | os.PathLike | None,
-    held_out: int,
-) -> ClassificationData:
-    data = entry.read(root, names_file or None)
+def _sample(data: ClassificationData, entry: _Entry, num_shots: int, seed: int, held_out: int) -> ClassificationData:
     without = [name for name, count in zip(data.class_names, data.class_counts, strict=True) if not count]
     if without:
         raise InputError(f"class {without[0]!r} of {data.name} in {data.root} has no training images; add some")
@@ -114,7 +122,7 @@ def _load(
     if held_out > 0:
         train, spared = hold_out(full, data.train, held_out, seed)
         data = replace(data, train=train, held_out=spared)
-    return subsample(data, which)
+    return data
 
 
 def _first_process_first(build: Callable[[], ClassificationData]) -> ClassificationData:
@@ -146,7 +154,7 @@ def _digest(data: ClassificationData) -> str:
     for items in (data.train, data.val, data.test, data.held_out):
         digest.update(labels_of(items).tobytes())
         for item in items:
-            digest.update(os.fsencode(item.path))
+            digest.update(os.fsencode(item.path.removeprefix(data.root)))
     return digest.hexdigest()
 
 

@@ -30,15 +30,16 @@ def subsample(data: ClassificationData, which: str) -> ClassificationData:
     first, stop = (0, middle) if which == "base" else (middle, data.num_classes)
     if first == stop:
         raise InputError(f"{data.name} has one class only, so its 'new' half is empty; use SUBSAMPLE_CLASSES all")
-    chosen = {split: _between(getattr(data, split), first, stop) for split in ("train", "val", "test", "held_out")}
-    if data.val is data.test:
-        chosen["val"] = chosen["test"]
+    test = _between(data.test, first, stop)
     return replace(
         data,
         class_names=data.class_names[first:stop],
         class_counts=data.class_counts[first:stop],
         folders=data.folders[first:stop],
-        **chosen,
+        train=_between(data.train, first, stop),
+        val=test if data.val is data.test else _between(data.val, first, stop),
+        test=test,
+        held_out=_between(data.held_out, first, stop),
     )
 
 

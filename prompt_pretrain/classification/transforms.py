@@ -108,7 +108,7 @@ def eval_transform(
     Raises:
         InputError: an unknown interpolation, or a size below 1.
     """
-    steps = [ResizeShorterSide(size, _check(size, interpolation)), CentreCrop(size)]
+    steps: list[Step] = [ResizeShorterSide(size, _check(size, interpolation)), CentreCrop(size)]
     key = _key("eval1", [], size, interpolation, mean, std)
     return ImageTransform(steps, mean, std, size=size, key=key, random=False)
 
