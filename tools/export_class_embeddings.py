@@ -9,29 +9,29 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from prompt_pretrain.class_embeddings import ClassEmbeddings, output_suffix
-from prompt_pretrain.class_texts import ClassTexts
-from prompt_pretrain.clip import PRECISIONS, load_clip
 from prompt_pretrain.command_line import run_command
 from prompt_pretrain.errors import InputError
-from prompt_pretrain.templates import DETECTION_PROMPTS
-from prompt_pretrain.vocabulary import Vocabulary, find_ties, load_vocabulary
 
+if TYPE_CHECKING:
+    import torch
+
+    from prompt_pretrain.class_embeddings import ClassEmbeddings
+
+_DETECTION_PROMPTS = ("a", "none", "photo", "scene")
 _TIES_SHOWN = 5
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="export_class_embeddings",
-        description=__doc__.split("\n")[0],
+        description=(__doc__ or "").split("\n")[0],
         epilog="Published rules: --prompt a|none|photo|scene take names as the data set spells them and ViT-B/32; a "
         "prompt file and templates take them with '_' as blank and ViT-B/16.",
     )
     texts = parser.add_mutually_exclusive_group(required=True)
-    texts.add_argument("--prompt", help=f"file of a learned prompt, or one of {', '.join(DETECTION_PROMPTS)}")
+    texts.add_argument("--prompt", help=f"file of a learned prompt, or one of {', '.join(_DETECTION_PROMPTS)}")
     texts.add_argument(
         "--template", help="text with {}, a set (imagenet80, imagenet_select_7, vild) or a data set name"
     )
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--clip", help="published name, open_clip NAME/TAG, weight file or .json config")
     parser.add_argument("--clip-weights", help="weight file for the architecture that --clip names")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
-    parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16", "amp"))
     spelling = parser.add_mutually_exclusive_group()
     for flag, meaning in (("fix_space", "'_' becomes a blank"), ("use_underscore", "blanks become '_'")):
         spelling.add_argument(f"--{flag}", f"--{flag.replace('_', '-')}", action="store_true", help=f"names: {meaning}")
@@ -52,6 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    # Load torch and open_clip: after the options are known to be right.
+    from prompt_pretrain.class_embeddings import ClassEmbeddings, output_suffix
+    from prompt_pretrain.class_texts import ClassTexts
+    from prompt_pretrain.clip import load_clip
+    from prompt_pretrain.vocabulary import find_ties, load_vocabulary
+
     # Everything that can be wrong is looked at before the model is loaded.
     output_suffix(args.output)
     check_output(Path(args.output))
@@ -61,11 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     vocabulary = load_vocabulary(args.vocabulary)
     texts.check(vocabulary)
 
-    name = args.clip or ("ViT-B/32" if args.prompt in DETECTION_PROMPTS else "ViT-B/16")
+    name = args.clip or ("ViT-B/32" if args.prompt in _DETECTION_PROMPTS else "ViT-B/16")
     clip = load_clip(name, weights=args.clip_weights, device=device, precision=args.precision)
     embeddings = ClassEmbeddings.make(clip, vocabulary, texts)
     embeddings.save(args.output)
-    print_summary(embeddings, vocabulary, args.output)
+    print_summary(embeddings, find_ties(vocabulary.class_names), args.output)
     return 0
 
 
@@ -78,7 +84,9 @@ def check_output(path: Path) -> None:
         raise InputError(f"cannot write below {folder}; choose another --output")
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str) -> "torch.device":
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -90,9 +98,8 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def print_summary(embeddings: ClassEmbeddings, vocabulary: Vocabulary, output: str) -> None:
+def print_summary(embeddings: "ClassEmbeddings", ties: dict[str, list[int]], output: str) -> None:
     norms = embeddings.embeddings.norm(dim=1)
-    ties = find_ties(vocabulary.class_names)
     repeated = sum(len(ids) - 1 for ids in ties.values())
     print(f"{len(embeddings)} class embeddings of width {embeddings.width}, {embeddings.clip_id}, {embeddings.prompt}")
     print(f"row norms: min {norms.min():.3f}, mean {norms.mean():.3f}, max {norms.max():.3f}")
