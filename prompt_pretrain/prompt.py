@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from prompt_pretrain.atomic_files import atomic_writer, write_npy, write_safetensors
 from prompt_pretrain.clip import Clip
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.prompt_tokens import POSITIONS
 from prompt_pretrain.safe_pickle import read_torch_archive
 
 _log = logging.getLogger(__name__)
-POSITIONS = ("end", "middle", "front")
 _INITIAL_STD = 0.02
 _FORMAT_VERSION = 1
 

@@ -89,6 +89,11 @@ class TextEncoder:
             return self._encode_plain(prompts, ctx, memory_budget, shard, progress)
         return self._encode_tree(prompts, ctx, memory_budget, shard, progress)
 
+    def count_nodes(self, prompts: PromptTokens, class_specific: bool = False) -> tuple[int, int]:
+        """Distinct tokens below the shared prefix, and distinct prompts, that the shared-prefix path computes."""
+        rows = self._distinct_rows(prompts, class_specific)
+        return int(rows.new_nodes().sum()), len(rows.codes)
+
     def _check_ctx(self, prompts: PromptTokens, ctx: Tensor | None) -> None:
         if prompts.n_ctx == 0 and ctx is None:
             return
@@ -250,7 +255,13 @@ def encode_prompt(clip: "Clip", class_names: Sequence[str], prompt: "SoftPrompt"
 
 
 def encode_templates(
-    clip: "Clip", class_names: Sequence[str], templates: Sequence[str], *, normalize: bool = True, clean: bool = True
+    clip: "Clip",
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    *,
+    normalize: bool = True,
+    clean: bool = True,
+    progress: Callable[[int], object] | None = None,
 ) -> Tensor:
     """Text features (N, D) of class names in one or several templates such as ``a photo of a {}.``.
 
@@ -259,6 +270,7 @@ def encode_templates(
 
     Args:
         clean: replace ``_`` by blanks in the names first.
+        progress: called with the number of texts finished by each pass, of len(class_names) * len(templates).
     Raises:
         InputError: no template, or one without a ``{}``; a text too long.
     """
@@ -273,7 +285,8 @@ def encode_templates(
     for template in templates:
         texts = [template.replace("{}", name) for name in names]
         with torch.no_grad():
-            features = encoder(tokenize_texts(texts, clip.tokenizer, context_length=clip.context_length))
+            prompts = tokenize_texts(texts, clip.tokenizer, context_length=clip.context_length)
+            features = encoder(prompts, progress=progress)
         if len(templates) == 1 and not normalize:
             return features
         features = F.normalize(features, dim=1)
