@@ -268,7 +268,8 @@ def _encode(clip: "Clip", batch: ImageBatch, job: _Job) -> np.ndarray:
         views = [clip.encode_image(images.to(clip.device, non_blocking=True)).float().cpu() for images in batch.images]
     features = torch.stack(views, dim=1)
     features[~batch.ok] = 0
-    half = features.numpy().astype(np.float16)
+    with np.errstate(over="ignore"):  # told below, with the image's name
+        half = features.numpy().astype(np.float16)
     finite = np.isfinite(half).all(axis=(1, 2))
     if not finite.all():
         item = job.items[int(batch.indices[int(np.argmin(finite))])]

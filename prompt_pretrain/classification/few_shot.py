@@ -19,7 +19,13 @@ import numpy as np
 
 from prompt_pretrain.atomic_files import write_json
 from prompt_pretrain.classification.cache_folder import cache_folder
-from prompt_pretrain.classification.items import ImageItem, labels_of, select_items
+from prompt_pretrain.classification.items import (
+    ImageItem,
+    find_items,
+    group_by_label,
+    labels_of,
+    select_items,
+)
 from prompt_pretrain.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -38,14 +44,8 @@ def few_shot_indices(labels: Sequence[int] | np.ndarray, shots: int, rng: random
         labels: class of each item.
         rng: see :func:`sample_few_shot`.
     """
-    values = np.asarray(labels)
-    if not len(values):
-        return []
-    order = np.argsort(values, kind="stable")  # items by class, each class in its own order
-    starts = np.flatnonzero(np.r_[True, np.diff(values[order]) != 0])
-    groups = np.split(order, starts[1:])
     chosen: list[int] = []
-    for group in sorted(groups, key=lambda group: int(group[0])):
+    for group in sorted(group_by_label(np.asarray(labels, dtype=np.int64)).values(), key=lambda group: int(group[0])):
         members = group.tolist()
         chosen += rng.sample(members, shots) if len(members) >= shots else members
     return chosen
@@ -141,14 +141,11 @@ def _read(
 
 def _match(records: list[list[Any]], items: Sequence[ImageItem], root: Path, file: Path) -> Sequence[ImageItem]:
     """The items that ``records`` name; every record must still be an item with that label."""
-    wanted = {os.path.join(root, path): position for position, (path, _) in enumerate(records)}
-    found = np.full(len(records), -1, dtype=np.int64)
-    for index, item in enumerate(items):
-        position = wanted.get(item.path)
-        if position is not None and records[position][1] == item.label:
-            found[position] = index
-    if (found < 0).any():
-        path, label = records[int(np.argmax(found < 0))]
+    found = find_items(items, [os.path.join(root, path) for path, _ in records])
+    labels = np.array([label for _, label in records], dtype=np.int64)
+    wrong = (found < 0) | (labels_of(items)[found] != labels)
+    if wrong.any():
+        path, label = records[int(np.argmax(wrong))]
         raise InputError(
             f"{file} names {path} with label {label}, which {root} does not hold now: the split was made from other "
             "images or classes; remove it to draw a new subset"

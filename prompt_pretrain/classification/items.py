@@ -7,6 +7,8 @@ from typing import overload
 
 import numpy as np
 
+ARCHIVE_MARK = ".tar::"  # in a path, between an archive's stem and a member's name
+
 
 @dataclass(frozen=True, slots=True)
 class ImageItem:
@@ -112,3 +114,49 @@ def select_items(
     if labels is not None:
         chosen = [ImageItem(item.path, int(label)) for item, label in zip(chosen, labels, strict=True)]
     return tuple(chosen)
+
+
+def group_by_label(labels: np.ndarray) -> dict[int, np.ndarray]:
+    """Label -> ascending positions with that label, labels ascending."""
+    order = np.argsort(labels, kind="stable")
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
+    groups = np.split(order, starts[1:]) if len(order) else []
+    return {int(labels[group[0]]): group for group in groups}
+
+
+def find_items(items: Sequence[ImageItem], paths: Sequence[str]) -> np.ndarray:
+    """(len(paths),) int64 positions in ``items`` of the items with these paths, -1 for those that are not there."""
+    if isinstance(items, ItemList) and _is_grouped_by_folder(items):
+        return _find_grouped(items, paths)
+    positions = {item.path: position for position, item in enumerate(items)}
+    return np.array([positions.get(path, -1) for path in paths], dtype=np.int64)
+
+
+def _is_grouped_by_folder(items: ItemList) -> bool:
+    return bool((np.diff(items.prefix_ids) >= 0).all())
+
+
+def _find_grouped(items: ItemList, paths: Sequence[str]) -> np.ndarray:
+    """:func:`find_items` for a full listing: a binary search per path instead of a dictionary of eleven million."""
+    starts = np.searchsorted(items.prefix_ids, np.arange(len(items.prefixes) + 1))
+    by_prefix: dict[str, list[int]] = {}
+    for number, path in enumerate(paths):
+        by_prefix.setdefault(_prefix_of(path), []).append(number)
+    found = np.full(len(paths), -1, dtype=np.int64)
+    ids = {prefix: number for number, prefix in enumerate(items.prefixes)}
+    for prefix in by_prefix.keys() & ids.keys():
+        numbers = by_prefix[prefix]
+        start, stop = starts[ids[prefix]], starts[ids[prefix] + 1]
+        if start == stop:
+            continue
+        names = items.names[start:stop]
+        wanted = np.array([os.fsencode(paths[number][len(prefix) :]) for number in numbers], dtype=np.bytes_)
+        order = np.argsort(names)
+        places = order[np.minimum(np.searchsorted(names, wanted, sorter=order), len(names) - 1)]
+        found[numbers] = np.where(names[places] == wanted, start + places, -1)
+    return found
+
+
+def _prefix_of(path: str) -> str:
+    archive, mark, _ = path.partition(ARCHIVE_MARK)
+    return archive + mark if mark else path[: path.rfind(os.sep) + 1]

@@ -7,7 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from prompt_pretrain.classification.items import ClassificationData, ImageItem, labels_of, select_items
+from prompt_pretrain.classification.items import (
+    ClassificationData,
+    ImageItem,
+    find_items,
+    group_by_label,
+    labels_of,
+    select_items,
+)
 from prompt_pretrain.classification.randomness import stream_seed
 from prompt_pretrain.errors import InputError
 
@@ -57,32 +64,26 @@ def hold_out(
     Raises:
         InputError: no class has an image to spare.
     """
-    used = {item.path for item in train} if len(train) < len(full) else None
-    pools: dict[int, list[int]] = {}
-    shared: dict[int, list[int]] = {}
     labels = labels_of(full)
-    for index, label in enumerate(labels.tolist()):
-        unused = used is not None and full[index].path not in used
-        (pools if unused else shared).setdefault(label, []).append(index)
-    chosen: list[int] = []
-    given_up: set[str] = set()
+    train_rows = np.arange(len(full)) if train is full else find_items(full, [item.path for item in train])
+    used = np.zeros(len(full), dtype=bool)
+    used[train_rows] = True
+    spared: list[int] = []
     rng = random.Random(stream_seed("held_out", seed))
-    for label in sorted(pools.keys() | shared.keys()):
-        pool = pools.get(label)
-        if pool is not None:
-            chosen += sorted(rng.sample(pool, min(per_class, len(pool))))
-            continue
-        mine = sorted(rng.sample(shared[label], min(per_class, len(shared[label]) // 2)))
-        given_up.update(full[index].path for index in mine)
-        chosen += mine
-    if not chosen:
+    for group in group_by_label(labels).values():
+        pool = group[~used[group]]
+        count = min(per_class, len(pool))
+        if not len(pool):
+            pool, count = group, min(per_class, len(group) // 2)
+        spared += sorted(rng.sample(pool.tolist(), count))
+    if not spared:
         raise InputError(
             "no class has two images, so none can be held out for choosing the checkpoint; set TEST.SELECTION to last"
         )
-    if given_up:
-        keep = [index for index, item in enumerate(train) if item.path not in given_up]
-        train = select_items(train, np.array(keep, dtype=np.int64))
-    return train, select_items(full, chosen)
+    given_up = np.isin(train_rows, spared)
+    if given_up.any():
+        train = select_items(train, np.flatnonzero(~given_up))
+    return train, select_items(full, spared)
 
 
 def _between(items: Sequence[ImageItem], first: int, stop: int) -> Sequence[ImageItem]:

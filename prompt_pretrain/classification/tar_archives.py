@@ -18,12 +18,12 @@ import numpy as np
 
 from prompt_pretrain.classification.cache_folder import cache_file, load_arrays, save_arrays
 from prompt_pretrain.classification.file_names import is_image_name
+from prompt_pretrain.classification.items import ARCHIVE_MARK
 from prompt_pretrain.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 BLOCK = 512
-MARK = ".tar::"  # in a path, between an archive's stem and a member's name
 MAX_MEMBER_BYTES = 1 << 28  # 256 MiB; larger members, packed or unpacked, are refused
 _MAX_NAME_BYTES = 1 << 16
 _MAX_INDEXES = 1024  # kept in memory, about 40 KB each
@@ -70,12 +70,12 @@ _indexes: OrderedDict[str, TarIndex] = OrderedDict()  # least recently used firs
 
 def is_archive_member(path: str) -> bool:
     """Whether ``path`` has the form ``ARCHIVE.tar::MEMBER``."""
-    return MARK in path
+    return ARCHIVE_MARK in path
 
 
 def split_member_path(path: str) -> tuple[str, str]:
     """Archive and member name of ``ARCHIVE.tar::MEMBER``."""
-    stem, _, member = path.partition(MARK)
+    stem, _, member = path.partition(ARCHIVE_MARK)
     return stem + ".tar", member
 
 

@@ -66,5 +66,5 @@ def test_evaluation_shares_repeat_the_last_image():
 def test_evaluation_batches_hold_every_image_once_in_order(length, batch_size, world):
     shares = [evaluation_batches(length, batch_size, rank=rank, world=world) for rank in range(world)]
     batches = [batch.tolist() for share in shares for batch in share]
-    assert sum(batches, []) == list(range(length))
+    assert [index for batch in batches for index in batch] == list(range(length))
     assert all(1 <= len(batch) <= batch_size for batch in batches)
