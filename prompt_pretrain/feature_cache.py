@@ -295,9 +295,16 @@ def _open(job: _Job, labels: np.ndarray, on_corrupt: str) -> FeatureCache:
     if len(bad):
         first = job.items[int(bad[0])].path
         if on_corrupt == "raise":
-            raise InputError(f"{first} cannot be read (and {len(bad) - 1} more images); mend or remove it")
+            others = f" (and {len(bad) - 1} more images)" if len(bad) > 1 else ""
+            raise InputError(f"{first} cannot be read{others}; mend or remove it, then remove {job.path}")
         if distributed.is_main_process():
-            logger.warning("%d of %d images cannot be read and are left out, first %s", len(bad), len(valid), first)
+            logger.warning(
+                "%d of %d images cannot be read and are left out, first %s; remove %s to try them again",
+                len(bad),
+                len(valid),
+                first,
+                job.path,
+            )
     return FeatureCache(features, labels, valid, job.path)
 
 

@@ -184,7 +184,7 @@ def test_unusable_images_are_marked(build, items, caplog):
     assert (cache.features[cache.valid] != 0).any(axis=(1, 2)).all()
     assert f"skipped {items[9].path}: No such file" in caplog.text
     assert f"3 of 10 images cannot be read and are left out, first {items[3].path}" in caplog.text
-    with pytest.raises(InputError, match=r"3.png cannot be read \(and 2 more images\); mend or remove it"):
+    with pytest.raises(InputError, match=r"3.png cannot be read \(and 2 more images\); mend or remove it, then remove"):
         build(TinyClip(), on_corrupt="raise")
 
 
