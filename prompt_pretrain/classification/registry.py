@@ -19,6 +19,7 @@ from prompt_pretrain.classification.imagenet import (
     read_imagenet21k_small_classes,
 )
 from prompt_pretrain.classification.items import ClassificationData, labels_of
+from prompt_pretrain.classification.shapeworld import read_shapeworld
 from prompt_pretrain.classification.subsets import SUBSAMPLES, hold_out, subsample
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.vocabulary import find_ties
@@ -178,3 +179,4 @@ register_dataset("ImageNet21K", read_imagenet21k, keep_val=True)
 register_dataset("ImageNet21KSmallClasses", read_imagenet21k_small_classes, keep_val=True)
 register_dataset("ImageNet", read_imagenet, keep_val=True)
 register_dataset("ImageFolder", read_image_folder)
+register_dataset("ShapeWorld", read_shapeworld)
