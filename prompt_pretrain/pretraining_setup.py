@@ -14,7 +14,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from prompt_pretrain import distributed
-from prompt_pretrain.atomic_files import write_json
+from prompt_pretrain.atomic_files import atomic_writer, write_json
 from prompt_pretrain.checkpoints import check_settings
 from prompt_pretrain.class_sampling import ClassSampler
 from prompt_pretrain.classification.evaluation import Evaluation, evaluate
@@ -37,6 +37,7 @@ from prompt_pretrain.text_encoder import TextEncoder, encode_templates
 
 logger = logging.getLogger(__name__)
 
+_LOGGED_PACKAGES = ("torch", "torchvision", "open_clip_torch")
 _PROPOSAL_TEMPLATE = "a photo of a {}."
 # Settings that may change between two parts of one run: places, speed and reporting, not results.
 _FREE_SETTINGS = (
@@ -250,13 +251,14 @@ def _run(cfg: CfgNode, run: RunFolder, device: torch.device, progress: Progress 
     if distributed.is_main_process():
         if cfg.RESUME == "off":
             run.remove_run()
-        write_json(run.root / "config.json", {**flatten(cfg), "OUTPUT_DIR": str(run.root)})
+        _write_config(cfg, run)
     result = trainer.train(state)
     tests = {}
     if not cfg.TEST.NO_TEST:
         images = features.evaluation(getattr(data, cfg.TEST.SPLIT), "raise")
         for name, path in (("best", result.best_prompt), ("last", result.last_prompt)):
-            tests[name] = classify(load_prompt(path).to(device), images)
+            kept = distributed.broadcast_object(load_prompt(path) if distributed.is_main_process() else None)
+            tests[name] = classify(kept.to(device), images)  # type: ignore[attr-defined]
     report = PretrainReport(result, run.root, cfg.TEST.SELECTION, cfg.TEST.SPLIT, tests)
     if distributed.is_main_process():
         write_json(run.root / "results.json", _results_json(report, trainer.history))
@@ -418,6 +420,17 @@ def _selection_images(cfg: CfgNode, data: ClassificationData, features: _Feature
     return features.evaluation(data.held_out if len(data.held_out) else data.val, "skip")
 
 
+def _write_config(cfg: CfgNode, run: RunFolder) -> None:
+    """Keep the merged configuration, so that ``--config-file`` can repeat the run."""
+    merged = cfg.clone()
+    merged.defrost()
+    merged.OUTPUT_DIR, merged.RESUME = str(run.root), ""
+    with atomic_writer(run.root / "config.yaml", "w") as file:
+        file.write(merged.dump())
+    versions = ", ".join(f"{package} {_version_of(package)}" for package in ("openvocab-prompt", *_LOGGED_PACKAGES))
+    logger.info("%s; configuration in %s", versions, run.root / "config.yaml")
+
+
 def _saved_state(cfg: CfgNode, run: RunFolder, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The state to continue from, on every process; None to start at the beginning.
 
@@ -477,7 +490,7 @@ def _metadata(
     """Plain values that tell how a prompt came about."""
     pomp = cfg.TRAINER.POMP
     return {
-        "clip": clip.clip_id,
+        "clip_id": clip.clip_id,
         "text_tower": clip.text_fingerprint,
         "dataset": data.name,
         "num_classes": data.num_classes,
@@ -490,13 +503,13 @@ def _metadata(
         "max_epoch": cfg.OPTIM.MAX_EPOCH,
         "seed": cfg.SEED,
         "selection": cfg.TEST.SELECTION,
-        "version": _package_version(),
+        "version": _version_of("openvocab-prompt"),
     }
 
 
-def _package_version() -> str:
+def _version_of(package: str) -> str:
     try:
-        return version("openvocab-prompt")
+        return version(package)
     except PackageNotFoundError:
         return "unknown"
 

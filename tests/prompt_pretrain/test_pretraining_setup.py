@@ -67,6 +67,12 @@ def test_results_and_metrics_tell_best_and_last(finished):
     assert rows[0]["margin"] == pytest.approx(0.2430, abs=1e-4)  # log10(7 / 4)
 
 
+def test_the_kept_configuration_repeats_the_run(files, finished, tmp_path):
+    cfg = load_cfg(finished / "config.yaml", ["OUTPUT_DIR", str(tmp_path / "run"), "TRAIN.PRINT_FREQ", "1"])
+    pretrain_prompt(cfg)
+    assert prompts_of(tmp_path / "run") == prompts_of(finished)
+
+
 def test_the_context_moves_and_starts_where_the_seed_says(finished):
     start = SoftPrompt.random(4, 16, seed=42).ctx
     first, last = (load_prompt(finished / "prompt_learner" / f"model.pth.tar-{epoch}").ctx for epoch in (1, 3))
@@ -84,6 +90,7 @@ def test_the_context_moves_and_starts_where_the_seed_says(finished):
         ("TRAINER.POMP.CSC", "True", "TRAINER.POMP.LOCAL_CORRECTION", "False"),
         ("TRAINER.POMP.CTX_INIT", "a_photo_of_a", "TRAINER.POMP.CLASS_TOKEN_POSITION", "middle"),
         ("FEATURE_CACHE.ENABLED", "False", "DATALOADER.K_TRANSFORMS", "2", "TRAINER.POMP.PREC", "bf16"),
+        ("TRAINER.POMP.PREC", "fp16", "TRAINER.POMP.CLASS_TOKEN_POSITION", "front"),
         ("TEST.SELECTION", "last", "TEST.NO_TEST", "True", "MEMORY_BUDGET", "100MB", "TRAIN.CHECKPOINT_FREQ", "0"),
         ("TEST.SELECTION", "test", "TRAINER.POMP.EPT", "False"),
     ],
