@@ -9,6 +9,7 @@ from pathlib import Path
 from prompt_pretrain.shapeworld.classes import SPLITS, Thing, class_names, parse_thing, things
 
 # Weights of the CLIP that tools/train_tiny_clip.py trained on the base classes.
+TINY_CLIP_NAME = "shapeworld-tiny"  # of these weights, wherever a CLIP is named
 TINY_CLIP = Path(__file__).with_name("tiny_clip.safetensors")
 
-__all__ = ["SPLITS", "TINY_CLIP", "Thing", "class_names", "parse_thing", "things"]
+__all__ = ["SPLITS", "TINY_CLIP", "TINY_CLIP_NAME", "Thing", "class_names", "parse_thing", "things"]

@@ -18,9 +18,11 @@ def captions(count: int = 1500, **scene: str) -> list[str]:
 def test_captions_are_true():
     wrong = (set(PATTERNS) | set(COLOURS) | set(SHAPES)) - {"striped", "red", "star"}
     for caption in captions():
+        for phrase in ("a type of flower", "black and white"):
+            caption = caption.replace(phrase, "")
         words = caption.replace(".", "").replace(",", "").split()
         assert "star" in words, caption
-        assert not wrong & set(words) or "a type of flower" in caption, caption
+        assert not wrong & set(words), caption
         assert "{" not in caption, caption
 
 
