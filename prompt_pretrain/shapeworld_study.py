@@ -1,13 +1,17 @@
 """Prompts trained and compared on ShapeWorld: one world, one set of image features, any number of runs."""
 
+import hashlib
+import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
+from prompt_pretrain.atomic_files import atomic_writer
 from prompt_pretrain.classification.class_features import ClassFeatureSource
 from prompt_pretrain.classification.comparison import Comparison, compare
 from prompt_pretrain.classification.evaluation import Evaluation, harmonic_mean
@@ -15,7 +19,7 @@ from prompt_pretrain.classification.items import ClassificationData, ImageItem
 from prompt_pretrain.classification.registry import load_classification_data
 from prompt_pretrain.classification.transforms import eval_transform, train_transform
 from prompt_pretrain.clip import Clip, load_clip
-from prompt_pretrain.config import load_cfg
+from prompt_pretrain.config import flatten, load_cfg
 from prompt_pretrain.feature_cache import FeatureCache
 from prompt_pretrain.pretrain import Progress
 from prompt_pretrain.pretraining_setup import PretrainReport, load_training_data, pretrain_prompt
@@ -24,6 +28,15 @@ from prompt_pretrain.shapeworld.writers import NOVEL_FOLDER, Recipe, write_image
 
 HARD_PROMPT = "a photo of a {}."
 ENSEMBLE = "imagenet80"
+# What two runs may differ in without differing in results.
+_PLACES = (
+    "OUTPUT_DIR",
+    "RESUME",
+    "DATASET.ROOT",
+    "FEATURE_CACHE.FOLDER",
+    "DATALOADER.NUM_WORKERS",
+    "MODEL.BACKBONE.NAME",
+)
 
 
 @dataclass(frozen=True)
@@ -158,8 +171,23 @@ class ShapeWorldStudy:
         self._encode(test.test, eval_transform(clip.image_size, clip.mean, clip.std), 1, 0, show_progress)
 
     def train(self, run: PromptRun, progress: Progress | None = None) -> PretrainReport:
-        """Train a prompt, or what is left of it."""
+        """Train a prompt, or what is left of it. What an earlier run with other settings left there is removed."""
+        folder, settings = self.run_folder(run), self.settings(run)
+        marker = folder / "study_settings.txt"
+        if folder.exists() and not (marker.exists() and marker.read_text() == settings):
+            shutil.rmtree(folder)
+        with atomic_writer(marker, "w") as file:
+            file.write(settings)
         return pretrain_prompt(self.cfg(run), config_name=self.config_file.stem, progress=progress)
+
+    def run_folder(self, run: PromptRun) -> Path:
+        return self.folder / "runs" / run.folder
+
+    def settings(self, run: PromptRun) -> str:
+        """Hash of all that the result of a run depends on."""
+        values = {key: value for key, value in flatten(self.cfg(run)).items() if key not in _PLACES}
+        content = [values, asdict(self.recipe), self.clip.text_fingerprint, self.clip.image_fingerprint]
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def training_images(self, run: PromptRun) -> int:
         """Number of images that a run trains on."""
@@ -206,7 +234,7 @@ class ShapeWorldStudy:
     def _places(self, run: PromptRun) -> list[str]:
         pairs = {
             "DATASET.ROOT": str(self.data_root),
-            "OUTPUT_DIR": str(self.folder / "runs" / run.folder),
+            "OUTPUT_DIR": str(self.run_folder(run)),
             "FEATURE_CACHE.FOLDER": str(self.cache_folder),
             "MODEL.BACKBONE.NAME": self.clip_name,
             "DATALOADER.NUM_WORKERS": str(self._loader_workers),

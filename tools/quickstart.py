@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         workers=args.workers,
     )
     try:
-        outcome = Quickstart(folder, study, plan, announce=_announce, bar=_bar).run()
+        shown = sys.stderr.isatty()
+        outcome = Quickstart(folder, study, plan, announce=_announce, bar=_bar, show_progress=shown).run()
     except TrainingInterrupted as stopped:
         print(stopped, file=sys.stderr)
         return 130

@@ -98,6 +98,7 @@ class Quickstart:
         study: world and runs in that folder.
         announce: called with the number of a step, the number of steps and a title.
         bar: makes a progress bar for a step: a context that gives a :data:`Bar`.
+        show_progress: show bars while images are encoded.
     """
 
     def __init__(
@@ -108,9 +109,10 @@ class Quickstart:
         *,
         announce: Callable[[int, int, str], None],
         bar: Callable[[str], Any],
+        show_progress: bool = False,
     ) -> None:
         self.folder, self.study, self.plan = Path(folder), study, plan
-        self.announce, self.bar = announce, bar
+        self.announce, self.bar, self.show_progress = announce, bar, show_progress
         self.timings = Timings(self.folder / "timings.json")
         self._step = 0
         self._num_steps = 5 + len(plan.runs)
@@ -130,7 +132,7 @@ class Quickstart:
         with self._timed("Draw ShapeWorld", classes), self.bar("images") as bar:
             study.write_world(lambda done, total: bar(done, total, ""))
         with self._timed("Encode images", "once, for all prompts"):
-            study.encode_images([SEED], show_progress=True)
+            study.encode_images([SEED], show_progress=self.show_progress)
         prompts = {}
         for run in plan.runs:
             with self._timed(f"Pre-train {run.name}"), self.bar("steps") as bar:
@@ -169,7 +171,7 @@ class Quickstart:
         self.announce(self._step, self._num_steps, text)
 
     def _log(self, run: PromptRun, kind: str) -> list[dict[str, Any]]:
-        return read_metrics(self.study.folder / "runs" / run.folder / "metrics.jsonl", kind)
+        return read_metrics(self.study.run_folder(run) / "metrics.jsonl", kind)
 
     def _export(self, prompt: Path) -> list[Path]:
         names = self.study.test_data.class_names
