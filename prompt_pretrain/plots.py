@@ -202,7 +202,7 @@ def plot_samples(samples: Sequence[SamplePrediction], *, title: str, columns: in
     lines = max((len(sample.guesses) for sample in samples), default=0)
     rows = -(-len(samples) // columns)
     with style():
-        figure = Figure(figsize=(_WIDTH, 0.45 + rows * (0.6 + 0.4 * lines + 1.35)))
+        figure = Figure(figsize=(_WIDTH, 0.45 + rows * (0.6 + 0.45 * lines + 1.35)))
         figure.set_layout_engine("constrained", h_pad=0.14)
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat:
@@ -213,7 +213,7 @@ def plot_samples(samples: Sequence[SamplePrediction], *, title: str, columns: in
     return figure
 
 
-def draw_sample(axes: Axes, sample: SamplePrediction, *, fontsize: float = 9.5, line_width: int = 40) -> None:
+def draw_sample(axes: Axes, sample: SamplePrediction, *, fontsize: float = 10.5, line_width: int = 40) -> None:
     """One image with its class above and the guesses below; texts break after ``line_width`` letters."""
     axes.imshow(np.asarray(sample.image.convert("RGB")), interpolation="nearest")
     axes.set_title(textwrap.fill(sample.label, line_width), fontsize=fontsize + 0.5, loc="center", pad=4)

@@ -24,7 +24,7 @@ p { max-width: 78ch; margin: 8px 0 14px; }
 .card span { color: var(--soft); font-size: .9rem; }
 .scroll { overflow-x: auto; margin: 14px 0; }
 table { border-collapse: collapse; min-width: 50%; font-variant-numeric: tabular-nums; }
-caption { caption-side: bottom; padding-top: 6px; color: var(--soft); font-size: .9rem; text-align: left; }
+.caption { margin-top: -6px; color: var(--soft); font-size: .92rem; }
 th, td { padding: 7px 14px 7px 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { color: var(--soft); font-size: .88rem; font-weight: 600; }
 th:first-child, td:first-child { text-align: left; }
@@ -185,9 +185,10 @@ def _html_table(table: Table) -> str:
             for i, cell in enumerate(row)
         )
         rows.append(f"<tr{' class=strong' if index in table.strong else ''}>{cells}</tr>")
-    caption = f"<caption>{_html_inline(table.caption)}</caption>" if table.caption else ""
+    # Below the table and not in it: a caption inside would scroll sideways with a wide table.
+    caption = f"<p class=caption>{_html_inline(table.caption)}</p>" if table.caption else ""
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f"<div class=scroll><table>{caption}{body}</table></div>"
+    return f"<div class=scroll><table>{body}</table></div>{caption}"
 
 
 def _html_picture(picture: Picture) -> str:

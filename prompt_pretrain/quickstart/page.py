@@ -202,7 +202,7 @@ def _add_samples(report: Report, outcome: Outcome) -> None:
             ["true class", "taken for", "images"],
             [[row["label"], row["predicted"], str(row["images"])] for row in outcome.confusions],
             f"The most frequent confusions of “{outcome.best}” among all classes.",
-            text_columns=[1],
+            text_columns=[0, 1],
         ),
     )
 

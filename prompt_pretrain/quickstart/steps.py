@@ -22,6 +22,7 @@ from prompt_pretrain.metrics_log import read_metrics
 from prompt_pretrain.plots import SamplePrediction
 from prompt_pretrain.prompt import load_prompt
 from prompt_pretrain.quickstart.timings import Timings
+from prompt_pretrain.shapeworld.tiny_clip import known_tokens
 from prompt_pretrain.shapeworld.writers import Recipe
 from prompt_pretrain.shapeworld_study import ENSEMBLE, HARD_PROMPT, PromptRun, ShapeWorldStudy
 from prompt_pretrain.vocabulary import clean_class_name, load_vocabulary
@@ -151,7 +152,7 @@ class Quickstart:
             {run.name: self._log(run, "epoch") for run in plan.runs},
             {run.name: self._log(run, "train") for run in plan.runs},
             best,
-            nearest_words(load_prompt(prompts[best]).ctx, study.clip),
+            nearest_words(load_prompt(prompts[best]).ctx, study.clip, token_ids=known_tokens(study.clip.tokenizer)),
             self._confusions(comparison, best),
             self._samples(prompts[best]),
             self._image_counts(),
