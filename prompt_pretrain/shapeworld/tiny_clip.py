@@ -49,8 +49,8 @@ class TinyClipTraining:
         checkpoint_steps: a resumable checkpoint is written this often.
     """
 
-    steps: int = 3000
-    batch_size: int = 96
+    steps: int = 6000
+    batch_size: int = 64
     lr: float = 2e-3
     weight_decay: float = 0.05
     warmup: int = 100
