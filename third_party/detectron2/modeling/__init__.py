@@ -1,0 +1,43 @@
+"""Models and their parts."""
+
+from detectron2.layers.shape_spec import ShapeSpec
+from detectron2.modeling.backbone import (
+    BACKBONE_REGISTRY,
+    FPN,
+    Backbone,
+    ResNet,
+    ResNetBlockBase,
+    build_backbone,
+    build_resnet_backbone,
+    make_stage,
+)
+from detectron2.modeling.meta_arch import (
+    META_ARCH_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+    GeneralizedRCNN,
+    ProposalNetwork,
+    SemanticSegmentor,
+    build_model,
+    build_sem_seg_head,
+)
+from detectron2.modeling.postprocessing import detector_postprocess
+
+__all__ = [
+    "BACKBONE_REGISTRY",
+    "FPN",
+    "META_ARCH_REGISTRY",
+    "SEM_SEG_HEADS_REGISTRY",
+    "Backbone",
+    "GeneralizedRCNN",
+    "ProposalNetwork",
+    "ResNet",
+    "ResNetBlockBase",
+    "SemanticSegmentor",
+    "ShapeSpec",
+    "build_backbone",
+    "build_model",
+    "build_resnet_backbone",
+    "build_sem_seg_head",
+    "detector_postprocess",
+    "make_stage",
+]
