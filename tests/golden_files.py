@@ -13,7 +13,12 @@ from typing import Any
 import numpy as np
 
 GOLDEN_FOLDER = Path(__file__).parent / "golden"
-KINDS = ("pomp_loss", "pomp_misc")
+KINDS = (
+    "pomp_loss",
+    "pomp_misc",
+    "d2_boxes_layers",
+    "d2_roi_pooler",
+)
 _REFERENCE = "reference"  # sub-folders of this name hold files that goldens refer to, not goldens
 
 

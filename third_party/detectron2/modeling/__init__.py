@@ -1,6 +1,7 @@
 """Models and their parts."""
 
 from detectron2.layers.shape_spec import ShapeSpec
+from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, build_anchor_generator
 from detectron2.modeling.backbone import (
     BACKBONE_REGISTRY,
     FPN,
@@ -20,9 +21,11 @@ from detectron2.modeling.meta_arch import (
     build_model,
     build_sem_seg_head,
 )
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.postprocessing import detector_postprocess
 
 __all__ = [
+    "ANCHOR_GENERATOR_REGISTRY",
     "BACKBONE_REGISTRY",
     "FPN",
     "META_ARCH_REGISTRY",
@@ -30,10 +33,12 @@ __all__ = [
     "Backbone",
     "GeneralizedRCNN",
     "ProposalNetwork",
+    "ROIPooler",
     "ResNet",
     "ResNetBlockBase",
     "SemanticSegmentor",
     "ShapeSpec",
+    "build_anchor_generator",
     "build_backbone",
     "build_model",
     "build_resnet_backbone",
