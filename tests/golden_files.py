@@ -16,6 +16,7 @@ GOLDEN_FOLDER = Path(__file__).parent / "golden"
 KINDS = (
     "pomp_loss",
     "pomp_misc",
+    "d2_backbones",
     "d2_boxes_layers",
     "d2_roi_pooler",
 )

@@ -1,6 +1,7 @@
 """Models and their parts."""
 
 from detectron2.layers.shape_spec import ShapeSpec
+from detectron2.modeling import backbone, meta_arch
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, build_anchor_generator
 from detectron2.modeling.backbone import (
     BACKBONE_REGISTRY,
@@ -23,6 +24,7 @@ from detectron2.modeling.meta_arch import (
 )
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.utils.left_out import left_out
 
 __all__ = [
     "ANCHOR_GENERATOR_REGISTRY",
@@ -46,3 +48,7 @@ __all__ = [
     "detector_postprocess",
     "make_stage",
 ]
+
+_DETECTORS_OF_MMDET = ("MMDetBackbone", "MMDetDetector")
+
+__getattr__ = left_out(__name__, *backbone.LEFT_OUT, *meta_arch.LEFT_OUT, *_DETECTORS_OF_MMDET)
