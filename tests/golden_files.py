@@ -19,6 +19,10 @@ KINDS = (
     "d2_backbones",
     "d2_boxes_layers",
     "d2_roi_pooler",
+    "d2_config",
+    "d2_checkpoint",
+    "d2_solver",
+    "d2_events_trainer",
 )
 _REFERENCE = "reference"  # sub-folders of this name hold files that goldens refer to, not goldens
 
