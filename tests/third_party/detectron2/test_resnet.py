@@ -104,9 +104,10 @@ def test_stages_below_the_deepest_output_are_not_built() -> None:
 
 def test_the_default_output_is_the_last_one() -> None:
     with torch.device("meta"):
-        stages = ResNet.make_default_stages(18)
-        assert list(ResNet(BasicStem(), stages).output_shape()) == ["res5"]
-        assert list(ResNet(BasicStem(), stages, num_classes=3).output_shape()) == ["linear"]
+        x, stages = torch.empty(1, 3, 32, 32), ResNet.make_default_stages(18)
+        assert {name: y.shape for name, y in ResNet(BasicStem(), stages)(x).items()} == {"res5": (1, 512, 1, 1)}
+        classifier = ResNet(BasicStem(), stages, num_classes=3)
+        assert {name: y.shape for name, y in classifier(x).items()} == {"linear": (1, 3)}
 
 
 @pytest.mark.parametrize("in_1x1", [True, False])
