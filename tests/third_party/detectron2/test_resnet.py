@@ -104,8 +104,8 @@ def test_stages_below_the_deepest_output_are_not_built() -> None:
 
 def test_the_default_output_is_the_last_one() -> None:
     with torch.device("meta"):
-        x, stages = torch.empty(1, 3, 32, 32), ResNet.make_default_stages(18)
-        assert {name: y.shape for name, y in ResNet(BasicStem(), stages)(x).items()} == {"res5": (1, 512, 1, 1)}
+        x, stages = torch.empty(1, 3, 64, 64), ResNet.make_default_stages(18)
+        assert {name: y.shape for name, y in ResNet(BasicStem(), stages)(x).items()} == {"res5": (1, 512, 2, 2)}
         classifier = ResNet(BasicStem(), stages, num_classes=3)
         assert {name: y.shape for name, y in classifier(x).items()} == {"linear": (1, 3)}
 
