@@ -16,6 +16,8 @@ GOLDEN_FOLDER = Path(__file__).parent / "golden"
 KINDS = (
     "pomp_loss",
     "pomp_misc",
+    "d2_transforms",
+    "d2_data",
     "d2_backbones",
     "d2_boxes_layers",
     "d2_roi_pooler",
@@ -23,6 +25,9 @@ KINDS = (
     "d2_checkpoint",
     "d2_solver",
     "d2_events_trainer",
+    "d2_coco_eval",
+    "d2_lvis_eval",
+    "d2_sem_seg_eval",
 )
 _REFERENCE = "reference"  # sub-folders of this name hold files that goldens refer to, not goldens
 
