@@ -100,6 +100,8 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch.storage", "_load_from_bytes"): _load_storage,
 }
+for _name, _old_name in (("int", "long"), ("range", "xrange"), ("str", "unicode")):  # in Python 2
+    _ALLOWED["builtins", _old_name] = _ALLOWED["builtins", _name]
 for _core in ("numpy.core", "numpy._core"):  # renamed with NumPy 2; files keep the name of their time
     _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = _make_empty_array
     _ALLOWED[f"{_core}.multiarray", "scalar"] = _make_scalar
@@ -110,6 +112,7 @@ class _ArrayUnpickler(pickle._Unpickler):  # the one in Python, whose steps can 
     dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
+        module = "builtins" if module == "__builtin__" else module  # its name in Python 2
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(
                 f"refuses to load {module}.{name}: only arrays, tensors and plain containers are read, since anything "
