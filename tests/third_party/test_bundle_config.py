@@ -1,6 +1,7 @@
 """What the bundled configuration does beyond detectron2's: safe YAML and errors that say what to do."""
 
 import pytest
+
 from detectron2.config import CfgNode, get_cfg, upgrade_config
 from detectron2.config.yaml_loading import evaluate_arithmetic
 

@@ -6,9 +6,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from detectron2.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
-from torch import nn
 
 
 class Counter:

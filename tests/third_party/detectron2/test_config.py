@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import yaml
+
 from detectron2.config import CfgNode, configurable, get_cfg, global_cfg, set_global_cfg
 
 
@@ -137,5 +138,5 @@ def test_wrong_use_of_configurable_is_an_error():
         def from_config(self, cfg):
             return {"a": 1}
 
-    with pytest.raises(TypeError, match="must be a classmethod|must be a.*classmethod"):
+    with pytest.raises(TypeError, match="classmethod"):
         Plain(get_cfg())

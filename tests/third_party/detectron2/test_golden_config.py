@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from detectron2.config import CfgNode, configurable, get_cfg
 
 

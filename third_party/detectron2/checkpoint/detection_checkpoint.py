@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from fvcore.common.checkpoint import Checkpointer, _IncompatibleKeys, _strip_prefix_if_present
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
 from detectron2.checkpoint.c2_model_loading import (
     align_and_update_state_dicts,
     convert_torchvision_names,
@@ -19,9 +23,6 @@ from detectron2.checkpoint.safe_pickle import load_pickle
 from detectron2.utils import comm
 from detectron2.utils.atomic import TEMPORARY, atomic_write
 from detectron2.utils.file_io import PathManager
-from fvcore.common.checkpoint import Checkpointer, _IncompatibleKeys, _strip_prefix_if_present
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 _HEURISTICS = "matching_heuristics=True"
 # Made by the model itself from its configuration: old checkpoints hold them or not.

@@ -5,10 +5,11 @@ import re
 from collections.abc import Sequence
 from typing import IO, Any
 
+from fvcore.common.config import CfgNode as _CfgNode
+
 from detectron2.config import yaml_loading
 from detectron2.config.versions import guess_version, upgrade_config
 from detectron2.utils.file_io import PathManager
-from fvcore.common.config import CfgNode as _CfgNode
 
 _UNKNOWN_KEY = re.compile(r"Non-existent (?:config )?key: (\S+)$")
 _TYPE_MISMATCH = re.compile(r"Type mismatch \(<class '([\w.]+)'> vs. <class '([\w.]+)'>\)")

@@ -6,9 +6,10 @@ import os
 import platform
 import sys
 
-import detectron2
 import torch
 from tabulate import tabulate
+
+import detectron2
 
 __all__ = ["collect_env_info"]
 

@@ -10,9 +10,10 @@ from collections import Counter
 from types import FrameType
 from typing import IO, Any
 
-from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 from termcolor import colored
+
+from detectron2.utils.file_io import PathManager
 
 __all__ = ["create_small_table", "log_every_n", "log_every_n_seconds", "log_first_n", "setup_logger"]
 
