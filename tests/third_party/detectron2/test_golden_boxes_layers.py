@@ -6,16 +6,16 @@ import re
 import numpy as np
 import pytest
 import torch
+from fvcore.nn import sigmoid_focal_loss
+from torch import Tensor, nn
+from torch.testing import assert_close
+
 from detectron2.layers import Conv2d, DeformConv, FrozenBatchNorm2d, batched_nms, cross_entropy, get_norm, nms
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
 from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, BoxMode, pairwise_ioa, pairwise_iou, pairwise_point_box_distance
 from detectron2.structures.boxes import matched_pairwise_iou, pairwise_intersection
-from fvcore.nn import sigmoid_focal_loss
-from torch import Tensor, nn
-from torch.testing import assert_close
-
 from tests.golden.fill import fill
 from tests.golden_files import Golden
 

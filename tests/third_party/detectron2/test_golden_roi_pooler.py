@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
-from detectron2.structures import Boxes
 from torch import Tensor
 from torch.testing import assert_close
 
+from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
+from detectron2.structures import Boxes
 from tests.golden_files import Golden
 
 
@@ -33,7 +33,9 @@ def test_pooled_features_match_reference(golden: Golden) -> None:
         pooled = pooler([features[round(1 / scale)] for scale in case["scales"]], boxes)
         assert list(pooled.shape) == case["full_shape"]
         expected = torch.from_numpy(golden.arrays[name])  # of all channels or of the first ones
-        assert_close(pooled[:, : expected.shape[1]], expected, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        assert_close(
+            pooled[:, : expected.shape[1]], expected, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def check_no_boxes(shape: list[int], features: dict[int, Tensor], images: int) -> None:

@@ -9,8 +9,6 @@ from fvcore.nn.distributed import differentiable_all_reduce
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-
 
 class FrozenBatchNorm2d(nn.Module):
     """Batch normalisation with fixed statistics and affine parameters, in training mode as well.
@@ -20,6 +18,11 @@ class FrozenBatchNorm2d(nn.Module):
     """
 
     _version = 3
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor | None
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
         """``num_features``: C of inputs (N, C, H, W). A fresh layer changes nothing."""
@@ -38,9 +41,9 @@ class FrozenBatchNorm2d(nn.Module):
                 x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
             )
         # batch_norm would save its input for a gradient of the parameters that nobody asks for.
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         bias = self.bias - self.running_mean * scale
-        return x * scale.to(x.dtype)[:, None, None] + bias.to(x.dtype)[:, None, None]
+        return (x * scale.to(x.dtype)[:, None, None]).add_(bias.to(x.dtype)[:, None, None])
 
     def _load_from_state_dict(
         self,
@@ -74,7 +77,7 @@ class FrozenBatchNorm2d(nn.Module):
 
         A module that is such a norm itself gives a new module; any other one is changed in place and returned.
         """
-        if isinstance(module, _BATCH_NORMS):
+        if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             return cls._frozen_copy(module)
         for name, child in module.named_children():
             converted = cls.convert_frozen_batchnorm(child)
@@ -83,7 +86,7 @@ class FrozenBatchNorm2d(nn.Module):
         return module
 
     @classmethod
-    def _frozen_copy(cls, norm: nn.Module) -> "FrozenBatchNorm2d":
+    def _frozen_copy(cls, norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> "FrozenBatchNorm2d":
         if norm.running_mean is None:
             raise ValueError(f"{norm} keeps no running statistics (track_running_stats=False), so it cannot be frozen")
         frozen = cls(norm.num_features, norm.eps)
@@ -101,10 +104,17 @@ class NaiveSyncBatchNorm(nn.BatchNorm2d):
     its number of images, which may be 0. The running variance is the biased one.
     """
 
+    momentum: float
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
     def __init__(self, *args: Any, stats_mode: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if stats_mode not in ("", "N"):
             raise ValueError(f"stats_mode is {stats_mode!r}; expected '' or 'N'")
+        if self.momentum is None or self.running_mean is None or not self.affine:
+            raise ValueError("NaiveSyncBatchNorm needs momentum, track_running_stats and affine")
         self._stats_mode = stats_mode
 
     def forward(self, input: Tensor) -> Tensor:

@@ -47,31 +47,30 @@ def _paste_one_by_one(masks: Tensor, corners: Tensor, pasted: Tensor, threshold:
     """
     height, width = pasted.shape[1:]
     size = masks.shape[1]
-    padded = F.pad(masks, (1, 1, 1, 1)).transpose(1, 2)  # (N, columns, rows), zeros around
+    padded = F.pad(masks.transpose(1, 2), (1, 1, 1, 1))  # (N, columns, rows), zeros around
     for mask, corner, target in zip(padded, corners.tolist(), pasted, strict=True):
         x0, y0, x1, y1 = corner
         left, right = max(math.floor(min(x0, x1)) - 1, 0), min(math.ceil(max(x0, x1)) + 1, width)
         top, bottom = max(math.floor(min(y0, y1)) - 1, 0), min(math.ceil(max(y0, y1)) + 1, height)
         if left >= right or top >= bottom or x0 == x1 or y0 == y1:
             continue
-        columns, fraction = _positions(x0, x1, left, right, size)
-        stretched = torch.lerp(mask[columns], mask[columns + 1], fraction[:, None])  # (w, rows)
-        stretched = stretched.t().contiguous()  # (rows, w)
-        rows, fraction = _positions(y0, y1, top, bottom, size)
-        values = torch.lerp(stretched[rows], stretched[rows + 1], fraction[:, None])  # (h, w)
+        stretched = _stretch(mask, x0, x1, left, right, size)  # (w, rows)
+        values = _stretch(stretched.t().contiguous(), y0, y1, top, bottom, size)  # (h, w)
         _store(values, target[top:bottom, left:right], threshold)
 
 
-def _positions(low: float, high: float, start: int, stop: int, size: int) -> tuple[Tensor, Tensor]:
-    """For each pixel from ``start`` to ``stop``: the last cell of a mask padded by 1 before its centre, and how far on.
+def _stretch(lines: Tensor, low: float, high: float, start: int, stop: int, size: int) -> Tensor:
+    """Lines at the centres of pixels ``start`` to ``stop``, from ``size`` + 2 lines of which the outer two are 0.
 
-    The second is a share of the way to the next cell, in [0, 1].
+    The inner ones divide ``low`` to ``high`` evenly.
     """
-    centre = torch.arange(start, stop, dtype=torch.float32) + 0.5
-    # In cells of the padded mask: its border cell 0 has its centre half a cell outside of the box.
-    position = ((centre - low) / (high - low) * size + 0.5).clamp_(min=0, max=size + 1)
-    cell = position.floor().clamp_(max=size)
-    return cell.long(), position - cell
+    scale = size / (high - low)
+    # Line 0 has its centre half a line outside of the box. In double precision, as two large numbers cancel here.
+    position = torch.arange(start, stop, dtype=torch.float64).mul_(scale).add_((0.5 - low) * scale + 0.5)
+    position.clamp_(min=0, max=size + 1)
+    before = position.long().clamp_(max=size)
+    fraction = position.sub_(before).to(lines.dtype)[:, None]
+    return torch.lerp(lines.index_select(0, before), lines.index_select(0, before + 1), fraction)
 
 
 def _paste_whole_images(masks: Tensor, corners: Tensor, pasted: Tensor, threshold: float) -> None:

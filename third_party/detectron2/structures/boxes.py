@@ -43,8 +43,8 @@ class BoxMode(IntEnum):
         if isinstance(box, (list, tuple)):
             if len(box) != 4:
                 raise ValueError(f"box {box} holds {len(box)} numbers, expected 4 as {from_mode.name}")
-            converted = BoxMode.convert(torch.tensor(box), from_mode, to_mode).tolist()
-            return type(box)(converted)
+            numbers = BoxMode.convert(torch.tensor(box), from_mode, to_mode).tolist()
+            return tuple(numbers) if isinstance(box, tuple) else numbers
         if box.shape[-1] != 4:
             raise ValueError(f"boxes of shape {tuple(box.shape)} cannot be {from_mode.name}: expected (..., 4)")
         converted = box.copy() if isinstance(box, np.ndarray) else box.clone()

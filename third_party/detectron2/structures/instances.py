@@ -108,6 +108,7 @@ class Instances:
         joined = Instances(size)
         for name, first in instance_lists[0].get_fields().items():
             values = [each.get(name) for each in instance_lists]
+            value: Any
             if isinstance(first, Tensor):
                 value = torch.cat(values, dim=0)
             elif isinstance(first, list):
