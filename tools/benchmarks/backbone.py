@@ -24,16 +24,17 @@ def main() -> int:
     options = parse_arguments(__doc__)
     torch.manual_seed(0)
     if options.device == "cuda":
-        batch, size, repeats = (4, (512, 672), 10) if options.quick else (8, (800, 1088), 30)
+        batch, size = (4, (512, 672)) if options.quick else (8, (800, 1088))
     else:
-        batch, size, repeats = (1, (256, 320), 8) if options.quick else (1, (800, 1088), 15)
+        batch, size = (1, (192, 256)) if options.quick else (1, (800, 1088))
+    seconds = 15 if options.quick else 90
     ours, theirs = make_pair(options.device)
     images = torch.randn(batch, 3, *size, device=options.device)
 
     with torch.no_grad():
         difference = largest_difference(ours(images), theirs(images))
-        inference = fastest(lambda: ours(images), lambda: theirs(images), repeats, options.device)
-    training = fastest(lambda: step(ours, images), lambda: step(theirs, images), repeats, options.device)
+        inference = fastest(lambda: ours(images), lambda: theirs(images), seconds, options.device)
+    training = fastest(lambda: step(ours, images), lambda: step(theirs, images), seconds, options.device)
     records = [Record("detectron2/resnet50_fpn_max_difference", difference, "relative")]
     for name, (value, reference) in (("resnet50_fpn", inference), ("resnet50_fpn_training", training)):
         ratio = reference / value
@@ -80,15 +81,21 @@ def step(model: nn.Module, images: Tensor) -> None:
     sum(output.mean() for output in model(images).values()).backward()
 
 
-def fastest(ours: Callable[[], object], theirs: Callable[[], object], repeats: int, device: str) -> tuple[float, float]:
-    """Shortest time of each in seconds. They take turns, so that both meet the same load of the machine."""
-    best = [float("inf"), float("inf")]
-    for i in range(repeats + 1):
-        for which, run in ((0, ours), (1, theirs)) if i % 2 else ((1, theirs), (0, ours)):
-            seconds = timed(run, device)
-            if i:  # the first round warms up
-                best[which] = min(best[which], seconds)
-    return best[0], best[1]
+def fastest(
+    ours: Callable[[], object], theirs: Callable[[], object], seconds: float, device: str
+) -> tuple[float, float]:
+    """Shortest time of each, in seconds, of the runs that fit into ``seconds``, at least three.
+
+    They take turns, so that both meet the same load of the machine.
+    """
+    for run in (ours, theirs):
+        timed(run, device)  # warm-up
+    times: tuple[list[float], list[float]] = [], []
+    end = time.perf_counter() + seconds
+    while len(times[0]) < 3 or time.perf_counter() < end:
+        times[0].append(timed(ours, device))
+        times[1].append(timed(theirs, device))
+    return min(times[0]), min(times[1])
 
 
 def timed(run: Callable[[], object], device: str) -> float:
