@@ -133,7 +133,9 @@ def check_loop(recorded: dict[str, Any], golden: Golden) -> None:
     expression, first, last = re.fullmatch(r"(.*) for i = (\d+)\.\.(\d+)", recorded["data"]).groups()
     rows = [ast.literal_eval(expression.replace("i+1", str(i + 1))) for i in range(int(first), int(last) + 1)]
     lr = numbers(r"SGD lr ([\d.]+)", recorded["optimizer"])[0]
-    values, milestone, updates = re.search(r"MultiStep (\[.*\]) milestone (\d+) of (\d+)", recorded["optimizer"]).groups()
+    values, milestone, updates = re.search(
+        r"MultiStep (\[.*\]) milestone (\d+) of (\d+)", recorded["optimizer"]
+    ).groups()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     trainer = SimpleTrainer(model, [torch.tensor(row, dtype=torch.float32) for row in rows], optimizer)
 

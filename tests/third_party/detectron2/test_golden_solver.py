@@ -50,7 +50,7 @@ def check_rates(case: dict[str, Any], golden: Golden) -> None:
 
 
 def build_net(description: str) -> nn.Module:
-    """From "named modules in order: a = Linear(4,2) (also registered as "b"); c Linear(2,2) with requires_grad False"."""
+    """From "named modules: a = Linear(4,2) (also registered as "b"); c Linear(2,2) with requires_grad False"."""
     known = {**vars(nn), "Parameter": lambda *shape: nn.Parameter(torch.zeros(shape))}
     net = nn.Module()
     for part in description.split(": ", 1)[1].split("; "):

@@ -10,8 +10,11 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import detectron2.utils.comm as comm
 import torch
+from fvcore.nn.precise_bn import get_bn_modules
+from torch import nn
+
+import detectron2.utils.comm as comm
 from detectron2.config import CfgNode
 from detectron2.engine import hooks
 from detectron2.engine.predictor import DefaultPredictor
@@ -20,8 +23,6 @@ from detectron2.engine.setup import create_ddp_model, default_argument_parser, d
 from detectron2.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
-from fvcore.nn.precise_bn import get_bn_modules
-from torch import nn
 
 if TYPE_CHECKING:
     from detectron2.evaluation import DatasetEvaluator

@@ -10,19 +10,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import detectron2.utils.comm as comm
 import torch
-from detectron2.engine.profiling_hooks import AutogradProfiler, TorchMemoryStats, TorchProfiler
-from detectron2.engine.train_loop import HookBase, TrainerBase
-from detectron2.solver.lr_scheduler import LRMultiplier
-from detectron2.solver.lr_scheduler import LRScheduler as _LRScheduler
-from detectron2.utils.events import EventStorage, EventWriter
 from fvcore.common.checkpoint import Checkpointer
 from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
 from fvcore.common.param_scheduler import ParamScheduler
 from fvcore.common.timer import Timer
 from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import nn
+
+import detectron2.utils.comm as comm
+from detectron2.engine.profiling_hooks import AutogradProfiler, TorchMemoryStats, TorchProfiler
+from detectron2.engine.train_loop import HookBase, TrainerBase
+from detectron2.solver.lr_scheduler import LRMultiplier
+from detectron2.solver.lr_scheduler import LRScheduler as _LRScheduler
+from detectron2.utils.events import EventStorage, EventWriter
 
 __all__ = [
     "AutogradProfiler",
@@ -330,8 +331,8 @@ class PreciseBN(HookBase):
         """Args:
         period: iterations between two updates; 0 = only at the last iteration.
         model: as it is trained; layers in eval mode, such as frozen ones, stay as they are.
-        data_loader: gives training batches; read from its beginning at each update, so that an interrupted training
-            that is resumed sees the same statistics as an uninterrupted one.
+        data_loader: gives training batches; read from its beginning at each update, so that a resumed training gets
+            the statistics of an uninterrupted one.
         num_iter: number of batches to average over.
         """
         self._logger = logging.getLogger(__name__)
@@ -344,6 +345,18 @@ class PreciseBN(HookBase):
         self._data_loader = data_loader
         self._num_iter = num_iter
         self._period = period
+        # Read before any batch: the state of the beginning, which holds the seed of the data's order.
+        self._loader_start = data_loader.state_dict() if hasattr(data_loader, "state_dict") else None
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._disabled or self._loader_start is None:
+            return {}
+        return {"data": self._loader_start}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        if not self._disabled and hasattr(self._data_loader, "load_state_dict"):
+            self._loader_start = state_dict["data"]
+            self._data_loader.load_state_dict(self._loader_start)
 
     def after_step(self) -> None:
         if self._disabled:

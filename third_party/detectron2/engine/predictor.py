@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from detectron2.config import CfgNode
 
 

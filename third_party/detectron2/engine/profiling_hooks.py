@@ -4,8 +4,9 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 
-import detectron2.utils.comm as comm
 import torch
+
+import detectron2.utils.comm as comm
 from detectron2.engine.train_loop import HookBase, TrainerBase
 from detectron2.utils.file_io import PathManager
 

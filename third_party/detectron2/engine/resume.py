@@ -5,9 +5,10 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-import detectron2.utils.comm as comm
 import numpy as np
 import torch
+
+import detectron2.utils.comm as comm
 
 
 class ResumeState:

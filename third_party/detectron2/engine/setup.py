@@ -5,16 +5,18 @@ import os
 import sys
 from typing import Any
 
-import detectron2.utils.comm as comm
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import detectron2.utils.comm as comm
 from detectron2.config import CfgNode
+from detectron2.utils.atomic import atomic_write
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 
 def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwargs: Any) -> nn.Module:
@@ -111,7 +113,7 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
         path = os.path.join(output_dir, "config.yaml")
         text = cfg.dump()
         logger.info(f"Running with full config:\n{text}")
-        with PathManager.open(path, "w") as file:
+        with atomic_write(path) as file:
             file.write(text)
         logger.info(f"Full config saved to {path}")
 

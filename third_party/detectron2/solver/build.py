@@ -6,8 +6,6 @@ from enum import Enum
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
-from detectron2.solver.lr_scheduler import LRMultiplier, LRScheduler, WarmupParamScheduler
 from fvcore.common.param_scheduler import (
     CosineParamScheduler,
     MultiStepParamScheduler,
@@ -15,6 +13,9 @@ from fvcore.common.param_scheduler import (
     StepWithFixedGammaParamScheduler,
 )
 from torch import Tensor, nn
+
+from detectron2.config import CfgNode
+from detectron2.solver.lr_scheduler import LRMultiplier, LRScheduler, WarmupParamScheduler
 
 logger = logging.getLogger(__name__)
 

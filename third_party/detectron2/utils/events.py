@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.utils.file_io import PathManager
 from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor
+
+from detectron2.utils.file_io import PathManager
 
 __all__ = [
     "CommonMetricPrinter",

@@ -1,6 +1,7 @@
 """``build_lr_scheduler`` that also knows DeepLab's schedule."""
 
 import torch
+
 from detectron2.config import CfgNode
 from detectron2.projects.deeplab.lr_scheduler import WarmupPolyLR
 from detectron2.solver.build import build_lr_scheduler as _build_lr_scheduler

@@ -1,6 +1,7 @@
 """The polynomial learning-rate schedule of DeepLab."""
 
 import torch
+
 from detectron2.solver.lr_scheduler import LRScheduler, _get_warmup_factor_at_iter
 
 
