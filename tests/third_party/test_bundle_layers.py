@@ -13,6 +13,7 @@ from detectron2.layers import (
     ModulatedDeformConv,
     NaiveSyncBatchNorm,
     ROIAlign,
+    batched_nms,
     get_norm,
     paste_masks_in_image,
 )
@@ -161,6 +162,27 @@ def test_regions_keep_exact_coordinates_in_half_precision(dtype):
     pooled = ROIAlign((1, 1), 1 / 16, 2)(ramp.to(dtype), rois)
     assert pooled.dtype == dtype
     assert_close(pooled.float(), ROIAlign((1, 1), 1 / 16, 2)(ramp, rois), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_features_pool_deform_and_compete(dtype):
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(1, 4, side, side, generator=generator) for side in (16, 8)]
+    boxes = [Boxes([[1.0, 2, 30, 40], [5, 6, 60, 61]])]
+    halves = [each.to(dtype).requires_grad_() for each in features]
+    for kind in ("ROIAlignV2", "ROIAlign", "ROIPool"):
+        for levels in (2, 1):
+            pooler = ROIPooler(3, (1 / 4, 1 / 8)[:levels], 0, kind, canonical_box_size=40, canonical_level=3)
+            pooled = pooler(halves[:levels], boxes)
+            assert pooled.dtype == dtype
+            assert_close(pooled.float(), pooler(features[:levels], boxes), rtol=0.02, atol=0.02)
+            pooled.float().sum().backward()
+    assert batched_nms(boxes[0].tensor, torch.tensor([0.1, 0.2], dtype=dtype), torch.zeros(2), 0.9).tolist() == [1, 0]
+    conv = DeformConv(4, 4, 3, padding=1)
+    offset = torch.zeros(1, 18, 16, 16)
+    deformed = conv(halves[0], offset.to(dtype))
+    assert deformed.dtype == dtype
+    assert_close(deformed.float(), conv(features[0], offset), rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("strict", [True, False])

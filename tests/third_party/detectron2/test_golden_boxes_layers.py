@@ -42,7 +42,7 @@ class Numbers:
         expected = self[name]
         exact = not expected.is_floating_point()
         # Differences of coordinates near 0 have no meaningful relative error: float32 keeps 7 digits of the largest.
-        floor = self.absolute if absolute or exact else self.relative * float(expected.abs().amax().clamp(min=1)) / 10
+        floor = self.absolute if absolute or exact else self.relative * float(expected.abs().amax().clamp(min=1)) / 50
         rtol = 0 if absolute or exact else self.relative
         assert_close(actual, expected, rtol=rtol, atol=0 if exact else floor, msg=lambda text: f"{name}: {text}")
 

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 from torchvision.ops import deform_conv2d
 
+from detectron2.layers.wrappers import full_precision
+
 IntPair = int | tuple[int, int]
 
 
@@ -48,7 +50,16 @@ class _DeformConvBase(nn.Module):
         if x.numel() == 0:
             x = self._empty_output(x, offset)
         else:
-            x = deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
+            x = deform_conv2d(
+                full_precision(x),
+                full_precision(offset),
+                full_precision(self.weight),
+                None if self.bias is None else full_precision(self.bias),
+                self.stride,
+                self.padding,
+                self.dilation,
+                None if mask is None else full_precision(mask),
+            ).to(x.dtype)
         if self.norm is not None:
             x = self.norm(x)
         if self.activation is not None:

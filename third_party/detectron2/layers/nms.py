@@ -18,4 +18,4 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     """
     assert boxes.shape[-1] == 4, f"boxes must be (N, 4), got {tuple(boxes.shape)}"
     # Groups are kept apart by shifting their boxes, for which half precision has too few digits.
-    return box_ops.batched_nms(boxes.float(), scores, idxs, iou_threshold)
+    return box_ops.batched_nms(boxes.float(), scores.float(), idxs, iou_threshold)

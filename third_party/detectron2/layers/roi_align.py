@@ -1,8 +1,9 @@
 """ROIAlign (Mask R-CNN, arXiv 1703.06870)."""
 
-import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
+
+from detectron2.layers.wrappers import full_precision
 
 __all__ = ["ROIAlign", "roi_align"]
 
@@ -35,7 +36,7 @@ class ROIAlign(nn.Module):
         """(K, C, *output_size) from ``input`` (N, C, H, W) and ``rois`` (K, 5): image index, x0, y0, x1, y1."""
         assert rois.dim() == 2 and rois.shape[1] == 5, f"rois must be (K, 5), got {tuple(rois.shape)}"
         # Coordinates in half precision would be wrong by up to several pixels.
-        exact = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+        exact = full_precision(input)
         aligned = roi_align(
             exact, rois.to(exact.dtype), self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned
         )

@@ -24,6 +24,11 @@ def move_device_like(src: Tensor, dst: Tensor) -> Tensor:
     return src.to(dst.device)
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """``x`` as float32 if it is of half precision, for operations that lose too much in it or do not know it."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def cross_entropy(input: Tensor, target: Tensor, *, reduction: str = "mean", **kwargs: Any) -> Tensor:
     """``F.cross_entropy``, but the mean over no targets is a differentiable 0, not NaN."""
     if target.numel() == 0 and reduction == "mean":

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.ops import RoIPool
 
 from detectron2.layers.roi_align import ROIAlign
-from detectron2.layers.wrappers import cat, nonzero_tuple
+from detectron2.layers.wrappers import cat, full_precision, nonzero_tuple
 from detectron2.structures.boxes import Boxes
 
 
@@ -87,15 +87,20 @@ class ROIPooler(nn.Module):
             return x[0].new_zeros(0, x[0].shape[1], *self.output_size)
         rois = convert_boxes_to_pooler_format(box_lists)
         if len(self.level_poolers) == 1:
-            return self.level_poolers[0](x[0], rois)
+            return _pool(self.level_poolers[0], x[0], rois)
         levels = assign_boxes_to_levels(
             box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
         )
         pooled = x[0].new_zeros(len(rois), x[0].shape[1], *self.output_size)
         for level, (features, pooler) in enumerate(zip(x, self.level_poolers, strict=True)):
             chosen = nonzero_tuple(levels == level)[0]
-            pooled.index_put_((chosen,), pooler(features, rois[chosen]).to(pooled.dtype))
+            pooled.index_put_((chosen,), _pool(pooler, features, rois[chosen]).to(pooled.dtype))
         return pooled
+
+
+def _pool(pooler: nn.Module, features: Tensor, rois: Tensor) -> Tensor:
+    exact = full_precision(features)  # RoIPool, other than ROIAlign, takes features and regions of one type only
+    return pooler(exact, rois.to(exact.dtype)).to(features.dtype)
 
 
 def _levels(scales: Sequence[float]) -> tuple[int, int]:
