@@ -15,8 +15,9 @@ from detectron2.utils.events import EventStorage
 class Halving(Backbone):
     """One map of stride 2."""
 
-    def __init__(self) -> None:
+    def __init__(self, square_size: int = 32) -> None:
         super().__init__()
+        self.square_size = square_size
         self._out_features, self._out_feature_channels, self._out_feature_strides = ["f"], {"f": 3}, {"f": 2}
         self.scale = nn.Parameter(torch.ones(()))
 
@@ -29,7 +30,7 @@ class Halving(Backbone):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        return {"square_size": 32}
+        return {"square_size": self.square_size}
 
 
 class Proposer(nn.Module):
@@ -176,6 +177,22 @@ def test_pixel_statistics_are_not_in_checkpoints() -> None:
 def test_pictures_of_the_training_need_the_channel_order() -> None:
     with pytest.raises((AssertionError, ValueError), match="input_format"):
         detector(vis_period=1)
+
+
+def test_pictures_of_the_training_show_truth_and_proposals_side_by_side() -> None:
+    model, batch = detector(vis_period=2, input_format="BGR", backbone=Halving(square_size=0)), inputs()
+    batch[0]["image"] = torch.full((3, 30, 40), 200, dtype=torch.uint8)
+    for entry in batch:
+        entry["instances"] = truth(tuple(entry["image"].shape[1:]))
+    with EventStorage() as storage:
+        model(batch)
+        storage.step()
+        model(batch)
+        assert len(storage._vis_data) == 1  # every second iteration
+        name, picture, iteration = storage._vis_data[0]
+    assert (name, iteration) == ("Left: GT bounding boxes;  Right: Predicted proposals", 0)
+    assert picture.shape == (3, 30, 80)
+    assert (picture != 200).any(axis=0)[:, :40].any()
 
 
 def test_proposal_network() -> None:

@@ -30,6 +30,9 @@ class GeneralizedRCNN(nn.Module):
         vis_period: iterations between such pictures; 0 for none.
     """
 
+    pixel_mean: Tensor  # (C, 1, 1)
+    pixel_std: Tensor
+
     @configurable
     def __init__(
         self,
@@ -169,6 +172,9 @@ class GeneralizedRCNN(nn.Module):
 @META_ARCH_REGISTRY.register()
 class ProposalNetwork(nn.Module):
     """Backbone and proposal generator only; results are dicts ``{"proposals": …}``."""
+
+    pixel_mean: Tensor  # (C, 1, 1)
+    pixel_std: Tensor
 
     @configurable
     def __init__(

@@ -48,6 +48,9 @@ class SemanticSegmentor(nn.Module):
             ``ignore_value`` marks the pixels of targets that do not count.
     """
 
+    pixel_mean: Tensor  # (C, 1, 1)
+    pixel_std: Tensor
+
     @configurable
     def __init__(
         self,
