@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 from detectron2.config import CfgNode, get_cfg
@@ -226,7 +227,7 @@ def test_setup_writes_config_and_log_and_seeds(cfg: CfgNode, tmp_path: Path) -> 
     assert numbers[0] == numbers[1]
     again = get_cfg()
     again.merge_from_file(str(Path(cfg.OUTPUT_DIR) / "config.yaml"))
-    assert again.dump() == cfg.dump()
+    assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
     for name in ("detectron2", "fvcore"):
         for handler in logging.getLogger(name).handlers:
             handler.flush()

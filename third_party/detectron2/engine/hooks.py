@@ -169,12 +169,13 @@ class BestCheckpointer(HookBase):
         mode: str = "max",
         file_prefix: str = "model_best",
     ) -> None:
-        """Args:
-        eval_period: that of the EvalHook.
-        checkpointer: what saves.
-        val_metric: name in the event storage, such as "bbox/AP50".
-        mode: whether "max" or "min" is best.
-        file_prefix: name of the checkpoint, without ending.
+        """
+        Args:
+            eval_period: that of the EvalHook.
+            checkpointer: what saves.
+            val_metric: name in the event storage, such as "bbox/AP50".
+            mode: whether "max" or "min" is best.
+            file_prefix: name of the checkpoint, without ending.
         """
         if mode not in ("max", "min"):
             raise ValueError(f'BestCheckpointer: mode should be "max" or "min", got {mode!r}')
@@ -328,12 +329,13 @@ class PreciseBN(HookBase):
     """
 
     def __init__(self, period: int, model: nn.Module, data_loader: Iterable[Any], num_iter: int) -> None:
-        """Args:
-        period: iterations between two updates; 0 = only at the last iteration.
-        model: as it is trained; layers in eval mode, such as frozen ones, stay as they are.
-        data_loader: gives training batches; read from its beginning at each update, so that a resumed training gets
-            the statistics of an uninterrupted one.
-        num_iter: number of batches to average over.
+        """
+        Args:
+            period: iterations between two updates; 0 = only at the last iteration.
+            model: as it is trained; layers in eval mode, such as frozen ones, stay as they are.
+            data_loader: gives training batches; read from its beginning at each update, so that a resumed training gets
+                the statistics of an uninterrupted one.
+            num_iter: number of batches to average over.
         """
         self._logger = logging.getLogger(__name__)
         if not get_bn_modules(model):

@@ -26,11 +26,12 @@ class TorchProfiler(HookBase):
         activities: Iterable[torch.profiler.ProfilerActivity] | None = None,
         save_tensorboard: bool = True,
     ) -> None:
-        """Args:
-        enable_predicate: gets the trainer and says whether to profile the coming iteration.
-        output_dir: folder for the traces.
-        activities: of the CPU, the GPU or, by default, both.
-        save_tensorboard: for TensorBoard rather than for Chrome.
+        """
+        Args:
+            enable_predicate: gets the trainer and says whether to profile the coming iteration.
+            output_dir: folder for the traces.
+            activities: of the CPU, the GPU or, by default, both.
+            save_tensorboard: for TensorBoard rather than for Chrome.
         """
         self._enable_predicate = enable_predicate
         self._activities = activities

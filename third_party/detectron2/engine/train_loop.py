@@ -162,12 +162,13 @@ class SimpleTrainer(TrainerBase):
         zero_grad_before_forward: bool = False,
         async_write_metrics: bool = False,
     ) -> None:
-        """Args:
-        model: is put into training mode.
-        data_loader: gives batches without end, or at least as many as there are iterations.
-        gather_metric_period: iterations from one collection of losses from all processes to the next.
-        zero_grad_before_forward: otherwise gradients are cleared between forward and backward.
-        async_write_metrics: collect losses in a thread, so that the loop need not wait for the GPU.
+        """
+        Args:
+            model: is put into training mode.
+            data_loader: gives batches without end, or at least as many as there are iterations.
+            gather_metric_period: iterations from one collection of losses from all processes to the next.
+            zero_grad_before_forward: otherwise gradients are cleared between forward and backward.
+            async_write_metrics: collect losses in a thread, so that the loop need not wait for the GPU.
         """
         super().__init__()
         model.train()
