@@ -146,11 +146,16 @@ class Boxes:
 
 def pairwise_intersection(boxes1: Boxes, boxes2: Boxes) -> Tensor:
     """(N, M) intersection areas."""
-    first, second = boxes1.tensor[:, None], boxes2.tensor[None]
-    low = torch.max(first[..., :2], second[..., :2])  # (N, M, 2)
-    high = torch.min(first[..., 2:], second[..., 2:])
-    sides = (high - low).clamp_(min=0)
-    return sides[..., 0] * sides[..., 1]
+    first, second = boxes1.tensor.t().contiguous(), boxes2.tensor.t().contiguous()  # (4, N), (4, M)
+
+    def overlap(low: int, high: int) -> Tensor:
+        """(N, M) common length along one axis, given the rows of its two ends."""
+        start = torch.max(first[low, :, None], second[low])
+        stop = torch.min(first[high, :, None], second[high])
+        return stop.sub_(start).clamp_(min=0)
+
+    # One axis after the other: faster than tensors (N, M, 2), whose innermost loops are of length 2.
+    return overlap(0, 2) * overlap(1, 3)
 
 
 def pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
