@@ -1,6 +1,5 @@
 """COCO: loading and writing its json, and folders of label maps."""
 
-import contextlib
 import datetime
 import json
 import logging
@@ -24,6 +23,7 @@ from detectron2.data.datasets.annotation_file import (
 from detectron2.data.datasets.register_coco import register_coco_instances
 from detectron2.structures.boxes import Boxes, BoxMode
 from detectron2.structures.masks import PolygonMasks
+from detectron2.utils.atomic import atomic_write
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.left_out import left_out
 
@@ -285,19 +285,13 @@ def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool
     Args:
         allow_cached: leave a file that is there as it is.
     """
-    PathManager.mkdirs(os.path.dirname(output_file))
+    output_file = str(output_file)
+    PathManager.mkdirs(os.path.dirname(output_file) or ".")
     with file_lock(output_file):
         if PathManager.exists(output_file) and allow_cached:
             logger.warning("%s is used as it is; delete it if data set %s has changed", output_file, dataset_name)
             return
         content = convert_to_coco_dict(dataset_name)
-        temporary = output_file + ".tmp"
-        try:
-            with PathManager.open(temporary, "w") as file:
-                json.dump(content, file)
-            PathManager.mv(temporary, output_file)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                PathManager.rm(temporary)
-            raise
+        with atomic_write(output_file) as file:
+            json.dump(content, file)
         logger.info("wrote data set %s in COCO format to %s", dataset_name, output_file)

@@ -96,12 +96,14 @@ class ExtentTransform(Transform):
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
         height, width = self.output_size
         one_channel = img.ndim == 3 and img.shape[2] == 1
-        result = Image.fromarray(img[:, :, 0] if one_channel else img).transform(
+        picture = Image.fromarray(img[:, :, 0] if one_channel else img)
+        bands = len(picture.getbands())
+        result = picture.transform(
             size=(width, height),
             method=Image.EXTENT,
             data=tuple(self.src_rect),
             resample=self.interp if interp is None else interp,
-            fill=self.fill,
+            fillcolor=self.fill if bands == 1 else (self.fill,) * bands,
         )
         array = np.asarray(result)
         return array[:, :, None] if one_channel else array
