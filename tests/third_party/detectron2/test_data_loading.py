@@ -279,6 +279,18 @@ def test_groups_are_of_one_orientation():
         assert len({record["width"] > record["height"] for record in batch}) == 1
 
 
+@pytest.mark.parametrize("grouping", [False, True])
+def test_samples_pass_as_they_are(grouping):
+    dataset = DatasetFromList([{"width": 4, "height": 3, "array": np.zeros(2), "name": "a"}])
+    loader = build_batch_data_loader(dataset, TrainingSampler(1, seed=0), 2, aspect_ratio_grouping=grouping)
+    batch = next(iter(loader))
+    assert isinstance(batch, list)
+    assert isinstance(batch[0]["array"], np.ndarray)
+    stream = ToIterableDataset(dataset, TrainingSampler(1, seed=0))
+    batch = next(iter(build_batch_data_loader(stream, None, 2, aspect_ratio_grouping=grouping)))
+    assert [type(sample["array"]) for sample in batch] == [np.ndarray] * 2
+
+
 def test_collate_function_is_used():
     dataset = DatasetFromList(list(range(8)))
     assert list(build_batch_data_loader(dataset, InferenceSampler(8), 4, collate_fn=sum)) == [6, 22]

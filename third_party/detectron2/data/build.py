@@ -20,7 +20,7 @@ from detectron2.data.samplers import (
     RepeatFactorTrainingSampler,
     TrainingSampler,
 )
-from detectron2.data.training_loader import TrainingLoader, worker_init_reset_seed
+from detectron2.data.training_loader import TrainingLoader, as_it_is, worker_init_reset_seed
 from detectron2.utils import comm
 from detectron2.utils.left_out import needs_real_detectron2
 from detectron2.utils.logger import log_first_n
@@ -194,7 +194,7 @@ def build_batch_data_loader(
         return torchdata.DataLoader(
             dataset, batch_size=batch_size, drop_last=drop_last, collate_fn=collate_fn, **loader_options
         )
-    samples = torchdata.DataLoader(dataset, batch_size=None, **loader_options)
+    samples = torchdata.DataLoader(dataset, batch_size=None, collate_fn=as_it_is, **loader_options)
     return MapDataset(AspectRatioGroupedDataset(samples, batch_size), collate_fn)
 
 

@@ -14,7 +14,7 @@ import torch.utils.data as torchdata
 from detectron2.data.common import MapDataset, aspect_ratio_group, shard_over_workers
 from detectron2.utils import comm
 
-__all__ = ["TrainingLoader", "worker_init_reset_seed"]
+__all__ = ["TrainingLoader", "as_it_is", "worker_init_reset_seed"]
 
 
 class TrainingLoader:
@@ -91,7 +91,8 @@ class TrainingLoader:
         # Workers give single samples in turn, which keeps the order of the sampler.
         stream = _SampleStream(self.dataset, self.sampler, self._seed, 1, with_group=True)
         stream.first, stream.waiting = self._replay_grouping(stream)
-        for batch in self._group(iter(self._make_loader(stream, batch_size=None))):
+        loader = self._make_loader(stream, batch_size=None, collate_fn=as_it_is)
+        for batch in self._group(iter(loader)):
             yield self.collate_fn([sample for _, sample in batch])
 
     def _make_loader(self, stream: "_SampleStream", **options: Any) -> torchdata.DataLoader:
@@ -168,8 +169,10 @@ class _SampleStream(torchdata.IterableDataset):
 
 @contextlib.contextmanager
 def _random_numbers_of(seed: int, position: int) -> Iterator[None]:
-    """Seed all global generators for one sample; afterwards they are as before."""
-    numpy_state, python_state, torch_state = np.random.get_state(), random.getstate(), torch.get_rng_state()
+    """Seed all global generators for one sample; in the main process they are afterwards as before."""
+    in_worker = torchdata.get_worker_info() is not None  # nobody else draws there, so the time is saved
+    if not in_worker:
+        numpy_state, python_state, torch_state = np.random.get_state(), random.getstate(), torch.get_rng_state()
     # A hash: neighbouring seeds of one generator can give similar numbers.
     digest = hashlib.blake2b(f"{seed} {position}".encode(), digest_size=12).digest()
     np.random.seed(int.from_bytes(digest[:4], "little"))
@@ -178,9 +181,15 @@ def _random_numbers_of(seed: int, position: int) -> Iterator[None]:
     try:
         yield
     finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
-        torch.set_rng_state(torch_state)
+        if not in_worker:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+            torch.set_rng_state(torch_state)
+
+
+def as_it_is(sample: Any) -> Any:
+    """The sample. Without a collate function, a DataLoader turns the arrays in it into tensors."""
+    return sample
 
 
 def worker_init_reset_seed(worker_id: int) -> None:
