@@ -12,6 +12,8 @@ from detectron2.modeling.backbone.build import build_backbone
 from detectron2.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch.images import Inputs, normalized_images, output_size, register_pixel_statistics
 from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.modeling.proposal_generator.build import build_proposal_generator
+from detectron2.modeling.roi_heads.sampled_heads import build_roi_heads
 from detectron2.structures.image_list import ImageList
 from detectron2.structures.instances import Instances
 from detectron2.utils.events import get_event_storage
@@ -57,9 +59,6 @@ class GeneralizedRCNN(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        from detectron2.modeling.proposal_generator import build_proposal_generator
-        from detectron2.modeling.roi_heads import build_roi_heads
-
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
         return {
@@ -192,8 +191,6 @@ class ProposalNetwork(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        from detectron2.modeling.proposal_generator import build_proposal_generator
-
         backbone = build_backbone(cfg)
         return {
             "backbone": backbone,
