@@ -280,7 +280,12 @@ def test_crop_with_masks_takes_images_without_annotations(tmp_path):
 
 def test_what_is_left_out_says_so(name):
     import detectron2.data.datasets as datasets
+    import detectron2.data.datasets.coco_panoptic as panoptic
+    import detectron2.projects.point_rend as point_rend
 
+    for module, what in ((panoptic, "load_coco_panoptic_json"), (point_rend, "add_pointrend_config")):
+        with pytest.raises(ImportError, match=f"{what} needs the real detectron2"):
+            getattr(module, what)
     for what in ("register_coco_panoptic", "load_voc_instances"):
         with pytest.raises(ImportError, match="needs the real detectron2"):
             getattr(datasets, what)

@@ -4,6 +4,7 @@ import copy
 import logging
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
@@ -105,9 +106,7 @@ class DatasetMapper:
         aug_input = T.AugInput(image, sem_seg=self._read_sem_seg(dataset_dict, image))
         transforms = self.augmentations(aug_input)
         image_shape = aug_input.image.shape[:2]
-        # Grey images as (H, W) get no channel axis, as upstream.
-        channels_first = aug_input.image.transpose(2, 0, 1) if aug_input.image.ndim == 3 else aug_input.image
-        dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(channels_first))
+        dataset_dict["image"] = _to_tensor(aug_input.image)
         if aug_input.sem_seg is not None:
             dataset_dict["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype(np.int64))
         if self.proposal_topk is not None:
@@ -154,3 +153,14 @@ class DatasetMapper:
         if self.recompute_boxes and instances.has("gt_masks"):
             instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
         dataset_dict["instances"] = utils.filter_empty_instances(instances)
+
+
+def _to_tensor(image: np.ndarray) -> torch.Tensor:
+    """(C, H, W) tensor of an (H, W, C) image."""
+    # OpenCV takes images apart several times faster than NumPy, unless it has to make them contiguous before.
+    if image.dtype != np.uint8 or not image.flags.c_contiguous:
+        return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    height, width, channels = image.shape
+    planes = np.empty((channels, height, width), dtype=np.uint8)
+    cv2.split(image, list(planes))
+    return torch.from_numpy(planes)

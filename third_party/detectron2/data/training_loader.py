@@ -91,7 +91,10 @@ class TrainingLoader:
         # Workers give single samples in turn, which keeps the order of the sampler.
         stream = _SampleStream(self.dataset, self.sampler, self._seed, 1, with_group=True)
         stream.first, stream.waiting = self._replay_grouping(stream)
-        loader = self._make_loader(stream, batch_size=None, collate_fn=as_it_is)
+        options: dict[str, Any] = {"batch_size": None, "collate_fn": as_it_is}
+        if self._loader_options.get("num_workers", 0) > 0 and "prefetch_factor" not in self._loader_options:
+            options["prefetch_factor"] = 2 * self.batch_size  # counted in samples; as much as without grouping
+        loader = self._make_loader(stream, **options)
         for batch in self._group(iter(loader)):
             yield self.collate_fn([sample for _, sample in batch])
 

@@ -5,4 +5,4 @@ from detectron2.utils.left_out import left_out
 
 __all__ = ["ColorAugSSDTransform"]
 
-__getattr__ = left_out(__name__, "add_pointrend_config")
+__getattr__ = left_out(__name__)
