@@ -192,12 +192,14 @@ class WorkingLVISEval(LVISEval):
     )
 
 
-def lvis_metrics(annotations: LVIS, detections: list[dict[str, Any]], iou_type: str) -> dict[str, float]:
+def lvis_metrics(
+    annotations: LVIS, detections: list[dict[str, Any]], iou_type: str, max_dets: int = 300
+) -> dict[str, float]:
     """LVIS' metrics in percent by lvis, -100 where there is nothing to find; ``detections`` are changed."""
     if iou_type == "segm":
         for item in detections:
             del item["bbox"]
-    evaluation = WorkingLVISEval(annotations, LVISResults(annotations, detections), iou_type)
+    evaluation = WorkingLVISEval(annotations, LVISResults(annotations, detections, max_dets), iou_type)
     evaluation.run()
     return {name: float(evaluation.get_results()[name]) * 100 for name in LVIS_METRICS}
 

@@ -41,12 +41,12 @@ def ellipse_masks(boxes, image_id, size):
 
 
 def same_metrics(results, expected, tolerance):
-    """Assert that nested dicts of numbers have the same keys in the same order and equal values; None is NaN."""
+    """Assert that nested dicts of numbers have the same keys in the same order and equal values; None means NaN."""
     assert list(results) == list(expected)
     for key, value in expected.items():
         if isinstance(value, dict):
             same_metrics(results[key], value, tolerance)
-        elif value is None:
+        elif value is None or math.isnan(value):
             assert math.isnan(results[key]), f"{key} is {results[key]}, expected NaN"
         else:
             assert abs(results[key] - value) <= tolerance, f"{key} is {results[key]}, expected {value}"
