@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prompt_pretrain.errors import InputError
+
+if TYPE_CHECKING:
+    from prompt_pretrain.clip import Clip
 
 _ROWS_AT_ONCE = 1024
 
@@ -71,18 +74,19 @@ class NearestWord:
 
 
 @torch.no_grad()
-def nearest_words(ctx: Tensor, clip: Any, *, count: int = 5) -> list[list[NearestWord]]:
+def nearest_words(
+    ctx: Tensor, clip: "Clip", *, count: int = 5, token_ids: Sequence[int] | None = None
+) -> list[list[NearestWord]]:
     """For each context vector the vocabulary entries whose token embeddings lie nearest, nearest first.
 
-    Words say what a vector is near to, not what it means: learned vectors often lie far from every word. A tiny CLIP
-    that keeps embeddings of its used tokens only has many equal rows; of equal rows the first is named.
+    Words say what a vector is near to, not what it means: learned vectors often lie far from every word.
 
     Args:
         ctx: (M, W); for a class-specific prompt give the vectors of one class.
-        clip: a :class:`prompt_pretrain.clip.Clip`.
         count: words per vector.
+        token_ids: the entries to look among; default all. A tiny CLIP has learned few of its tokens.
     Returns:
-        M lists of ``count`` words.
+        M lists of ``count`` words, fewer where there are not as many.
     Raises:
         InputError: ``ctx`` is class specific or of another width than the CLIP's text tower.
     """
@@ -97,26 +101,19 @@ def nearest_words(ctx: Tensor, clip: Any, *, count: int = 5) -> list[list[Neares
             f"the prompt has width {ctx.shape[1]} but the text tower of {clip.clip_id} has {embedding.shape[1]}; "
             "use the CLIP that the prompt was trained with"
         )
-    decoder = clip.tokenizer.decoder
-    # Exact differences: equal rows must come out equally far, and the product form loses small distances.
-    distances = torch.cdist(
-        ctx.detach().float().cpu(), embedding, compute_mode="donot_use_mm_for_euclid_dist"
-    )  # (M, V)
-    result = []
-    for row in distances:
-        order = torch.sort(row, stable=True).indices.tolist()
-        words: list[NearestWord] = []
-        seen: set[float] = set()
-        for token_id in order:
-            distance = float(row[token_id])
-            if distance in seen:
-                continue
-            seen.add(distance)
-            words.append(NearestWord(decoder[token_id].replace("</w>", ""), token_id, distance))
-            if len(words) == count:
-                break
-        result.append(words)
-    return result
+    ids = torch.arange(len(embedding)) if token_ids is None else torch.as_tensor(list(token_ids))
+    # Exact differences: the product form loses small distances.
+    distances = torch.cdist(ctx.detach().float().cpu(), embedding[ids], compute_mode="donot_use_mm_for_euclid_dist")
+    nearest = torch.sort(distances, dim=1, stable=True).indices[:, :count]
+    return [
+        [NearestWord(_spelled(clip, int(ids[i])), int(ids[i]), float(row[i])) for i in order]
+        for row, order in zip(distances, nearest.tolist(), strict=True)
+    ]
+
+
+def _spelled(clip: "Clip", token_id: int) -> str:
+    """The token as text; a token of half a character shows a replacement mark."""
+    return clip.tokenizer.decode([token_id]).strip()
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from prompt_pretrain.clip_files import (
 )
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.safe_pickle import is_torchscript_archive
+from prompt_pretrain.shapeworld import TINY_CLIP, TINY_CLIP_NAME
 
 __all__ = ["Clip", "clip_from_config", "load_clip", "save_clip"]
 _log = logging.getLogger(__name__)
@@ -137,6 +138,7 @@ def load_clip(
 
     Args:
         name: one of
+            * ``shapeworld-tiny``: the small CLIP that comes with this package, see ``shapeworld``;
             * a published name (``ViT-B/16``, ``ViT-B/32``, ``RN50``, ``ViT-L/14`` …): OpenAI's weights;
             * ``NAME/TAG`` of open_clip; the tag ``openai`` always gets the QuickGELU variant that it needs;
             * a weight file: OpenAI's archive, a state dict, safetensors. Its architecture is told by its metadata, by
@@ -151,7 +153,7 @@ def load_clip(
     """
     if precision not in PRECISIONS:
         raise InputError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
-    name = os.fspath(name)
+    name = os.fspath(TINY_CLIP) if name == TINY_CLIP_NAME else os.fspath(name)
     if name.endswith(".json"):
         clip = _from_config_file(Path(name), weights, precision)
     elif weights is not None:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -113,30 +114,40 @@ def plot_grouped_bars(
         rows: row name → series name → value.
         errors: half the length of the whiskers, same keys; missing ones are not drawn.
     """
-    series = list(dict.fromkeys(name for values in rows.values() for name in values))
+    num_series = max((len(values) for values in rows.values()), default=1)
     with style():
-        figure = Figure(figsize=(_WIDTH, 1.1 + len(rows) * (0.22 + 0.27 * len(series))))
+        figure = Figure(figsize=(_WIDTH, 1.1 + len(rows) * (0.22 + 0.27 * num_series)))
         axes = figure.subplots()
-        height = 0.8 / max(len(series), 1)
-        largest = max((value for values in rows.values() for value in values.values()), default=1.0)
-        for index, name in enumerate(series):
-            at = np.arange(len(rows)) + (index - (len(series) - 1) / 2) * height
-            values = np.array([values.get(name, np.nan) for values in rows.values()])
-            spread = np.array([(errors or {}).get(row, {}).get(name, 0.0) for row in rows])
-            has_error = bool(spread.any())
-            axes.barh(at, values, height * 0.92, color=_color(index), label=name, xerr=spread if has_error else None)
-            for y, value, half in zip(at, values, spread, strict=True):
-                if np.isfinite(value):
-                    axes.text(value + half + 0.012 * largest, y, f"{value:.1f}", va="center", fontsize=10)
-        axes.set_yticks(np.arange(len(rows)), list(rows))
-        axes.invert_yaxis()
-        axes.set_xlim(0, largest * 1.14)
+        grouped_bars(axes, rows, errors)
         axes.set_xlabel(ylabel)
-        axes.grid(axis="y", visible=False)
         axes.set_title(title)
-        if len(series) > 1:
-            figure.legend(loc="outside lower center", ncols=min(len(series), 4))
+        if num_series > 1:
+            figure.legend(loc="outside lower center", ncols=min(num_series, 4))
     return figure
+
+
+def grouped_bars(
+    axes: Axes,
+    rows: Mapping[str, Mapping[str, float]],
+    errors: Mapping[str, Mapping[str, float]] | None = None,
+) -> None:
+    """Draw what :func:`plot_grouped_bars` shows into existing axes."""
+    series = list(dict.fromkeys(name for values in rows.values() for name in values))
+    height = 0.8 / max(len(series), 1)
+    largest = max((value for values in rows.values() for value in values.values()), default=1.0)
+    for index, name in enumerate(series):
+        at = np.arange(len(rows)) + (index - (len(series) - 1) / 2) * height
+        values = np.array([values.get(name, np.nan) for values in rows.values()])
+        spread = np.array([(errors or {}).get(row, {}).get(name, 0.0) for row in rows])
+        whiskers = spread if spread.any() else None
+        axes.barh(at, values, height * 0.92, color=_color(index), label=name, xerr=whiskers)
+        for y, value, half in zip(at, values, spread, strict=True):
+            if np.isfinite(value):
+                axes.text(value + half + 0.012 * largest, y, f"{value:.1f}", va="center", fontsize=10)
+    axes.set_yticks(np.arange(len(rows)), list(rows))
+    axes.invert_yaxis()
+    axes.set_xlim(0, largest * 1.14)
+    axes.grid(axis="y", visible=False)
 
 
 def plot_projection(
@@ -191,7 +202,8 @@ def plot_samples(samples: Sequence[SamplePrediction], *, title: str, columns: in
     lines = max((len(sample.guesses) for sample in samples), default=0)
     rows = -(-len(samples) // columns)
     with style():
-        figure = Figure(figsize=(_WIDTH, 0.5 + rows * (0.55 + 0.42 * lines + 2.0 / columns * 1.25)))
+        figure = Figure(figsize=(_WIDTH, 0.45 + rows * (0.6 + 0.45 * lines + 1.35)))
+        figure.set_layout_engine("constrained", h_pad=0.14)
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat:
             axes.axis("off")
@@ -201,25 +213,25 @@ def plot_samples(samples: Sequence[SamplePrediction], *, title: str, columns: in
     return figure
 
 
-def draw_sample(axes: Axes, sample: SamplePrediction, *, fontsize: float = 9.5) -> None:
-    """One image with its class above and the guesses below."""
+def draw_sample(axes: Axes, sample: SamplePrediction, *, fontsize: float = 10.5, line_width: int = 40) -> None:
+    """One image with its class above and the guesses below; texts break after ``line_width`` letters."""
     axes.imshow(np.asarray(sample.image.convert("RGB")), interpolation="nearest")
-    axes.set_title(sample.label, fontsize=fontsize + 0.5, loc="center", pad=4)
-    text_y = -0.05
-    for prompt, guesses in sample.guesses.items():
+    axes.set_title(textwrap.fill(sample.label, line_width), fontsize=fontsize + 0.5, loc="center", pad=4)
+    for index, (prompt, guesses) in enumerate(sample.guesses.items()):
         best, probability = guesses[0]
         right = best == sample.label
-        axes.text(
-            0.5,
-            text_y,
-            f"{'✓' if right else '✗'} {prompt}: {100 * probability:.0f}%\n{best}",
-            transform=axes.transAxes,
+        axes.annotate(
+            f"{'✓' if right else '✗'} {prompt}: {100 * probability:.0f}%\n{textwrap.fill(best, line_width)}",
+            (0.5, 0),
+            xytext=(0, -4 - index * 3.1 * fontsize),
+            xycoords="axes fraction",
+            textcoords="offset points",
             ha="center",
             va="top",
             fontsize=fontsize,
+            linespacing=1.25,
             color=COLORS[2] if right else COLORS[1],
         )
-        text_y -= 0.28
 
 
 def _color(index: int) -> str:

@@ -142,8 +142,6 @@ class PromptLoss:
         )
 
     def _encode(self, prompts: PromptTokens, ctx: Tensor, *, shard: bool) -> Tensor:
-        # A process without a class of its own would miss the backward communication.
-        shard = shard and len(prompts) >= distributed.world_size()
         return self.encoder(prompts, ctx, memory_budget=self.memory_budget, shard=shard)
 
 

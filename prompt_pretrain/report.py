@@ -24,18 +24,20 @@ p { max-width: 78ch; margin: 8px 0 14px; }
 .card span { color: var(--soft); font-size: .9rem; }
 .scroll { overflow-x: auto; margin: 14px 0; }
 table { border-collapse: collapse; min-width: 50%; font-variant-numeric: tabular-nums; }
-caption { caption-side: bottom; padding-top: 6px; color: var(--soft); font-size: .9rem; text-align: left; }
+.caption { margin-top: -6px; color: var(--soft); font-size: .92rem; }
 th, td { padding: 7px 14px 7px 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { color: var(--soft); font-size: .88rem; font-weight: 600; }
 th:first-child, td:first-child { text-align: left; }
-td.text { text-align: left; white-space: normal; min-width: 16ch; }
+th.text, td.text { text-align: left; }
+td.text { white-space: normal; min-width: 16ch; }
 tr.strong td { font-weight: 650; background: #eef6fb; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); gap: 26px;
   margin: 18px 0; align-items: start; }
 figure { margin: 0; }
 figure img { display: block; width: 100%; max-width: 640px; height: auto; }
 figcaption { margin-top: 6px; color: var(--soft); font-size: .92rem; max-width: 62ch; }
-pre { overflow-x: auto; padding: 12px 14px; border: 1px solid var(--line); border-radius: 8px; background: var(--tint);
+pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: 12px 14px; border: 1px solid var(--line);
+  border-radius: 8px; background: var(--tint);
   font: 13.5px/1.5 ui-monospace, "SF Mono", Menlo, "DejaVu Sans Mono", monospace; }
 footer { margin-top: 48px; padding-top: 14px; border-top: 1px solid var(--line); color: var(--soft); font-size: .9rem; }
 @media (max-width: 600px) {
@@ -172,7 +174,10 @@ def _html_block(block: Block) -> str:
 
 
 def _html_table(table: Table) -> str:
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in table.columns)
+    head = "".join(
+        f"<th{' class=text' if i in table.text_columns else ''}>{html.escape(column)}</th>"
+        for i, column in enumerate(table.columns)
+    )
     rows = []
     for index, row in enumerate(table.rows):
         cells = "".join(
@@ -180,9 +185,10 @@ def _html_table(table: Table) -> str:
             for i, cell in enumerate(row)
         )
         rows.append(f"<tr{' class=strong' if index in table.strong else ''}>{cells}</tr>")
-    caption = f"<caption>{_html_inline(table.caption)}</caption>" if table.caption else ""
+    # Below the table and not in it: a caption inside would scroll sideways with a wide table.
+    caption = f"<p class=caption>{_html_inline(table.caption)}</p>" if table.caption else ""
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f"<div class=scroll><table>{caption}{body}</table></div>"
+    return f"<div class=scroll><table>{body}</table></div>{caption}"
 
 
 def _html_picture(picture: Picture) -> str:

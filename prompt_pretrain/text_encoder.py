@@ -145,7 +145,7 @@ class TextEncoder:
                 features.append(part)
                 if progress is not None:
                     progress(len(part) * len(prompts) // len(rows.codes))
-        found = torch.cat(features) if features else trunk.new_zeros(0, self.clip.embed_dim, dtype=torch.float32)
+        found = torch.cat(features) if features else self._no_features(trunk)
         if shard:
             found = distributed.gather_rows(found, len(rows.codes))
         return found[torch.from_numpy(rows.row_of_prompt).to(device)]
@@ -201,9 +201,7 @@ class TextEncoder:
             features.append(found.float())
             if progress is not None:
                 progress(len(ids))
-        if not features:
-            features = [torch.zeros(0, self.clip.embed_dim, device=self.clip.device)]
-        found = torch.cat(features)
+        found = torch.cat(features) if features else self._no_features(ctx)
         return distributed.gather_rows(found, len(prompts)) if shard else found
 
     def _plain_rows(self, prompts: PromptTokens, ctx: Tensor | None) -> Tensor:
@@ -222,6 +220,11 @@ class TextEncoder:
         x = tower.module.transformer(x, attn_mask=tower.attn_mask)
         pooled = x[torch.arange(len(x), device=device), prompts.lengths - 1]
         return tower.project(pooled)
+
+    def _no_features(self, source: Tensor | None) -> Tensor:
+        """(0, D) features of a process without rows, tied to ``source`` so that it too takes part in backward."""
+        nothing = torch.zeros((), device=self.clip.device) if source is None else source.float().sum() * 0
+        return nothing.expand(0, self.clip.embed_dim)
 
     def _full_length(self, rows: Tensor, padding: int = 0) -> Tensor:
         return F.pad(rows, (0, self.clip.context_length - rows.shape[1]), value=padding)

@@ -59,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     prompt = load_prompt(args.prompt)
     data = class_names = None
     if args.dataset:
-        data = load_classification_data(args.dataset, args.data_root, names_file=args.names_file)
+        data = load_classification_data(
+            args.dataset, args.data_root, names_file=args.names_file, test_only=args.split != "train"
+        )
         class_names = data.class_names
     elif args.vocabulary:
         class_names = load_vocabulary(args.vocabulary).class_names

@@ -226,7 +226,7 @@ def explain(complaints, venv):
 def index_host(url):
     """What to call the index in a message: without the path, the user name and the password."""
     if not url:
-        return "of your pip configuration (pypi.org if there is none)"
+        return "of your pip configuration (the default one if there is none)"
     parts = urllib.parse.urlsplit(url)
     return f"{parts.scheme}://{parts.hostname or ''}" + (f":{parts.port}" if parts.port else "")
 

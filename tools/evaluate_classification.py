@@ -94,7 +94,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sources = [ClassFeatureSource.parse(kind, value) for kind, value in args.sources]
         loaded = [
             load_classification_data(
-                name, args.data_root, names_file=args.names_file, subsample_classes=args.subsample_classes
+                name,
+                args.data_root,
+                names_file=args.names_file,
+                subsample_classes=args.subsample_classes,
+                test_only=args.split != "train",
             )
             for name in args.datasets
         ]

@@ -116,11 +116,11 @@ def _print_report(report: Any, cfg: Any) -> None:
             if cfg.TEST.PER_CLASS_RESULT:
                 numbers.append(f"{metrics['perclass_accuracy']:.2f} % mean per class")
         print(f"{name} prompt (epoch {epochs[name]}): {paths[name]}" + "".join(f", {number}" for number in numbers))
-    chosen = shlex.quote(str(paths["best" if cfg.TEST.FINAL_MODEL == "best_val" else "last"]))
+    chosen = str(paths["best" if cfg.TEST.FINAL_MODEL == "best_val" else "last"])
     print(f"all numbers: {report.folder / 'results.json'} and {report.folder / 'metrics.jsonl'}")
     print("next, embeddings of any vocabulary:")
-    clip = shlex.quote(cfg.MODEL.BACKBONE.NAME)
-    print(f"  python tools/export_class_embeddings.py --prompt {chosen} --clip {clip} --vocabulary lvis_v1 --output E")
+    command = ["python", "tools/export_class_embeddings.py", "--prompt", chosen, "--clip", cfg.MODEL.BACKBONE.NAME]
+    print("  " + shlex.join([*command, "--vocabulary", "lvis_v1", "--output", "class_embeddings.safetensors"]))
 
 
 if __name__ == "__main__":

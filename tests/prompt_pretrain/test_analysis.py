@@ -23,11 +23,11 @@ def random_rows(count, width=8, seed=0):
 
 def tiny_clip():
     embedding = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [5.0, 5.0], [0.0, 0.0]])
-    words = {0: "unused</w>", 1: "red</w>", 2: "st", 3: "sand</w>", 4: "unused2</w>"}
+    words = ["the", "red", "st", "sand", "other"]
     return SimpleNamespace(
         clip_id="tiny",
         model=SimpleNamespace(token_embedding=SimpleNamespace(weight=embedding)),
-        tokenizer=SimpleNamespace(decoder=words),
+        tokenizer=SimpleNamespace(decode=lambda ids: "".join(words[i] + " " for i in ids)),
     )
 
 
@@ -48,12 +48,17 @@ def test_equal_rows_are_as_far_from_uniform_as_can_be():
     assert uniformity(torch.ones(5, 4)) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_nearest_words_come_in_order_of_distance_and_equal_rows_once():
+def test_nearest_words_come_in_order_of_distance():
     near_red, near_st = nearest_words(torch.tensor([[0.9, 0.0], [0.1, 0.8]]), tiny_clip(), count=3)
-    assert [word.word for word in near_red] == ["red", "unused", "st"]
+    assert [word.word for word in near_red] == ["red", "the", "other"]
     assert near_red[0].distance == pytest.approx(0.1)
     assert near_red[0].token_id == 1
-    assert [word.word for word in near_st] == ["st", "unused", "red"]
+    assert [word.word for word in near_st] == ["st", "the", "other"]
+
+
+def test_nearest_words_are_looked_up_among_chosen_tokens():
+    (words,) = nearest_words(torch.tensor([[0.9, 0.0]]), tiny_clip(), token_ids=[3, 2])
+    assert [(word.word, word.token_id) for word in words] == [("st", 2), ("sand", 3)]
 
 
 def test_nearest_words_of_an_unusable_context_are_an_error():

@@ -23,19 +23,21 @@ CONFIG = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
     "quick_gelu": True,
 }
+CASES = {"shared_prefix": 7, "plain": 7, "auto": 1}  # method: number of classes; one class leaves a process without
 NAMES = ["sea lion", "sea urchin", "lion", "dog", "dog", "cat", "red panda"]  # an odd number, one name twice
 
 
-def loss_and_grad(method: str, images: slice, shard: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def loss_and_grad(method: str, images: slice, shard: bool, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss over some of six images against all classes, and the gradient to the contexts."""
     clip = clip_from_config(CONFIG)
     fill(clip.model, skip=("logit_scale",))
     generator = torch.Generator().manual_seed(0)
     ctx = torch.randn(3, 16, generator=generator).mul_(0.2).requires_grad_()
-    features, labels = torch.randn(6, 12, generator=generator), torch.tensor([0, 3, 6, 2, 4, 5])
-    prompts = tokenize_prompts(NAMES, open_clip.get_tokenizer("ViT-B-16"), 3)
+    features, labels = torch.randn(6, 12, generator=generator), torch.tensor([0, 3, 6, 2, 4, 5]) % count
+    prompts = tokenize_prompts(NAMES[:count], open_clip.get_tokenizer("ViT-B-16"), 3)
     classes = TextEncoder(clip, method)(prompts, ctx, shard=shard)
-    loss = full_contrast_loss(features[images], classes, labels[images], 10.0)
+    # The features themselves too: a softmax over one class has no gradient.
+    loss = full_contrast_loss(features[images], classes, labels[images], 10.0) + classes.square().mean()
     loss.backward()
     assert ctx.grad is not None
     return loss.detach(), ctx.grad
@@ -53,8 +55,8 @@ def worker(rank: int, port: int, folder: str) -> None:
     rows = distributed.gather_rows(torch.arange(start, stop).float().unsqueeze(1), 5)
     assert rows.flatten().tolist() == [0, 1, 2, 3, 4]
     results = {}
-    for method in ("shared_prefix", "plain"):
-        loss, grad = loss_and_grad(method, slice(3 * rank, 3 * rank + 3), shard=True)
+    for method, count in CASES.items():
+        loss, grad = loss_and_grad(method, slice(3 * rank, 3 * rank + 3), True, count)
         results[method] = (distributed.average_(loss), distributed.average_(grad))
     torch.save(results, f"{folder}/{rank}.pt")
     distributed.barrier()
@@ -67,8 +69,8 @@ def test_class_shards_over_two_processes_are_exact(tmp_path: Path) -> None:
         port = probe.getsockname()[1]
     mp.spawn(worker, args=(port, str(tmp_path)), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for method in ("shared_prefix", "plain"):
-        loss, grad = loss_and_grad(method, slice(0, 6), shard=False)
+    for method, count in CASES.items():
+        loss, grad = loss_and_grad(method, slice(0, 6), False, count)
         for rank in ranks:
             assert_close(rank[method][0], loss, atol=1e-5, rtol=1e-5)
             assert_close(rank[method][1], grad, atol=1e-5, rtol=1e-5)

@@ -56,8 +56,8 @@ def compare(device: str, n_ctx: int, sampled: int, quick: bool) -> list[Record]:
 
     suffix = "" if n_ctx == 16 else f"_m{n_ctx}"
     records = [*exactness(fast, plain, few_prompts, ctx, suffix)]
-    fast_time = best_seconds(lambda: step(fast, many_prompts, ctx), 1 if quick else 3, device) / sampled
-    plain_time = best_seconds(lambda: step(plain, few_prompts, ctx), 1, device) / few
+    fast_time = best_seconds(lambda: step(fast, many_prompts, ctx), 3, device) / sampled
+    plain_time = best_seconds(lambda: step(plain, few_prompts, ctx), 2, device) / few
     flops = 2 * linear_flops(fast, many_prompts) / sampled
     rate = matmul_rate(device, torch.float32)
     name = f"text_encoder/forward_backward_time_ratio{suffix}"

@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +9,7 @@ from torch.testing import assert_close
 
 from prompt_pretrain.analysis import alignment
 from prompt_pretrain.classification.evaluation import evaluate, feature_batches, harmonic_mean
+from prompt_pretrain.classification.samplers import evaluation_indices
 from prompt_pretrain.errors import InputError
 
 
@@ -136,3 +140,23 @@ def test_unusable_input_is_one_clear_error(change, message):
     batches = feature_batches(change.pop("features", features), change.pop("labels", labels))
     with pytest.raises(InputError, match=message):
         evaluate(weights, batches, **change)
+
+
+def _evaluate_share(rank: int, world: int, store: str, out: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    weights, features, labels = problem(images=21)
+    share = evaluation_indices(21, 4, world, rank)
+    groups = {"base": range(20), "novel": range(20, 30)}
+    result = evaluate(weights, feature_batches(features, labels, indices=share), groups=groups, num_images=21)
+    Path(out, f"{rank}.json").write_text(json.dumps(result.as_json(per_class=True)))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(tmp_path):
+    torch.multiprocessing.spawn(_evaluate_share, (2, str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    weights, features, labels = problem(images=21)
+    groups = {"base": range(20), "novel": range(20, 30)}
+    alone = evaluate(weights, feature_batches(features, labels), groups=groups).as_json(per_class=True)
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == alone

@@ -1,0 +1,43 @@
+"""How long each step of a resumable job took, over all the times it was started."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from prompt_pretrain.atomic_files import write_json
+
+
+class Timings:
+    """Seconds per named step, kept in a json file.
+
+    A step that was interrupted goes on counting when it is taken up; one that is done keeps its time, however often it
+    is passed through again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._steps: dict[str, dict] = {}
+        with suppress(OSError, ValueError):
+            self._steps = json.loads(path.read_text(encoding="utf-8"))
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Measure the block as a part, or all, of the step ``name``."""
+        started = time.monotonic()
+        done = False
+        try:
+            yield
+            done = True
+        finally:
+            entry = self._steps.setdefault(name, {"seconds": 0.0, "done": False})
+            if not entry["done"]:
+                entry["seconds"] += time.monotonic() - started
+                entry["done"] = done
+                write_json(self._path, self._steps)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of every step, in the order in which they were first taken."""
+        return {name: entry["seconds"] for name, entry in self._steps.items()}
