@@ -308,3 +308,30 @@ def test_cityscapes_maps_are_written_with_its_ids(tmp_path):
     assert results["IoU"] == results["mIoU"] == pytest.approx(100)
     written = np.array(Image.open(tmp_path / "out" / "a_pred.png"))
     assert written.tolist() == [[7, 33, 7], [8, 8, 7]]
+
+
+def _count_pixels(rank, world_size, folder, name, results):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
+    )
+    evaluator = SemSegEvaluator(name, output_dir=str(folder / "out"))
+    evaluator.reset()
+    scores = torch.zeros(3, 4, 5)
+    scores[rank] = 1
+    evaluator.process([{"file_name": "a.jpg"}], [{"sem_seg": scores}])
+    results[rank] = evaluator.evaluate()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_counts_and_maps_of_two_processes_are_joined(tmp_path):
+    (tmp_path / "out").mkdir()
+    name = _label_map(tmp_path, np.zeros((4, 5), dtype=np.uint8))
+    with mp.get_context("fork").Manager() as manager:
+        results = manager.dict()
+        mp.start_processes(_count_pixels, args=(2, tmp_path, name, results), nprocs=2, start_method="fork")
+        results = dict(results)
+    assert results[1] is None
+    assert results[0]["sem_seg"]["pACC"] == pytest.approx(50)
+    written = json.loads((tmp_path / "out" / "sem_seg_predictions.json").read_text())
+    assert [item["category_id"] for item in written] == [0, 1]

@@ -7,8 +7,7 @@ from torch.testing import assert_close
 
 from detectron2.config import get_cfg
 from detectron2.data.transforms import HFlipTransform
-from detectron2.modeling import build_model
-from detectron2.modeling.test_time_augmentation import DatasetMapperTTA, GeneralizedRCNNWithTTA
+from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNNWithTTA, build_model
 
 
 def _cfg(min_sizes, flip):

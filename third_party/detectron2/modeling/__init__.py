@@ -43,6 +43,7 @@ from detectron2.modeling.roi_heads import (
     build_mask_head,
     build_roi_heads,
 )
+from detectron2.modeling.test_time_augmentation import DatasetMapperTTA, GeneralizedRCNNWithTTA
 from detectron2.utils.left_out import left_out
 
 __all__ = [
@@ -59,7 +60,9 @@ __all__ = [
     "SEM_SEG_HEADS_REGISTRY",
     "Backbone",
     "BaseMaskRCNNHead",
+    "DatasetMapperTTA",
     "GeneralizedRCNN",
+    "GeneralizedRCNNWithTTA",
     "ProposalNetwork",
     "ROIHeads",
     "ROIPooler",
