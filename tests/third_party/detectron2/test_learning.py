@@ -9,42 +9,17 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_sem_seg, register_coco_instances
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, SemSegEvaluator
 from detectron2.evaluation.testing import flatten_results_dict
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, FPN
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
-from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
+from tests.third_party.detectron2.small_models import fpn_config, mask_rcnn_config
 
 SIZE = 64  # pixels
 CLASSES = ["red disc", "green square", "blue triangle"]
 COLOURS = [(220, 40, 40), (40, 200, 60), (50, 70, 230)]
-
-
-@BACKBONE_REGISTRY.register()
-def build_small_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """One residual block per stage, 16 to 128 channels wide."""
-    stem = BasicStem(input_shape.channels, 16, norm="BN")
-    widths = [16, 16, 32, 64, 128]
-    stages = [
-        ResNet.make_stage(
-            BasicBlock,
-            1,
-            in_channels=widths[i],
-            out_channels=widths[i + 1],
-            stride_per_block=[1 if i == 0 else 2],
-            norm="BN",
-        )
-        for i in range(4)
-    ]
-    bottom_up = ResNet(stem, stages, out_features=cfg.MODEL.RESNETS.OUT_FEATURES)
-    return FPN(
-        bottom_up, cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.FPN.OUT_CHANNELS, norm="BN", top_block=LastLevelMaxPool()
-    )
 
 
 def outline(kind: int, x: float, y: float, radius: float) -> np.ndarray:
@@ -124,60 +99,19 @@ def reader_of_maps(folder: Path) -> Callable[[], list[dict]]:
     return lambda: load_sem_seg(str(folder / "labels"), str(folder / "images"), gt_ext="png", image_ext="png")
 
 
-def config(output: Path, iterations: int) -> CfgNode:
-    cfg = get_cfg()
+def add_training(cfg: CfgNode, name: str, output: Path, iterations: int, lr: float) -> CfgNode:
+    """Train on ``<name>_train``, evaluate on ``<name>_val``."""
     cfg.OUTPUT_DIR = str(output)
     cfg.SEED = 1
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.PIXEL_STD = [58.0, 58.0, 58.0]
-    cfg.MODEL.BACKBONE.NAME = "build_small_resnet_fpn_backbone"
-    levels = ["res2", "res3", "res4", "res5"]
-    cfg.MODEL.RESNETS.OUT_FEATURES = levels
-    cfg.MODEL.FPN.IN_FEATURES = levels
-    cfg.MODEL.FPN.OUT_CHANNELS = 32
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (f"{name}_train",), (f"{name}_val",)
     cfg.INPUT.MIN_SIZE_TRAIN = (SIZE,)
     cfg.INPUT.MIN_SIZE_TEST = SIZE
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.SOLVER.IMS_PER_BATCH = 8
+    cfg.SOLVER.BASE_LR = lr
     cfg.SOLVER.MAX_ITER = iterations
     cfg.SOLVER.STEPS = (iterations * 3 // 4,)
     cfg.SOLVER.WARMUP_ITERS = iterations // 10
-    return cfg
-
-
-def instance_config(output: Path, iterations: int) -> CfgNode:
-    cfg = config(output, iterations)
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("shapes_train",), ("shapes_val",)
-    cfg.MODEL.MASK_ON = True
-    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[12], [24], [48]]
-    cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4"]
-    cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE = 64
-    cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN = cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = 200
-    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 50
-    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
-    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3"]
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(CLASSES)
-    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
-    cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
-    cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 1
-    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 64
-    cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 7
-    cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO = 1
-    cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = 1
-    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 16
-    cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION = 7
-    cfg.MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO = 1
-    cfg.SOLVER.BASE_LR = 0.05
-    return cfg
-
-
-def semantic_config(output: Path, iterations: int) -> CfgNode:
-    cfg = config(output, iterations)
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("shape_maps_train",), ("shape_maps_val",)
-    cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
-    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 1 + len(CLASSES)
-    cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 32
-    cfg.SOLVER.BASE_LR = 0.1
     return cfg
 
 
@@ -203,7 +137,8 @@ def train(cfg: CfgNode) -> tuple[dict[str, float], list[float], dict[str, float]
 
 @pytest.mark.slow
 def test_mask_rcnn_learns_to_find_shapes(scenes: Path, tmp_path: Path) -> None:
-    untrained, losses, metrics = train(instance_config(tmp_path, iterations=300))
+    cfg = mask_rcnn_config(len(CLASSES))
+    untrained, losses, metrics = train(add_training(cfg, "shapes", tmp_path, iterations=300, lr=0.05))
     assert np.mean(losses[-20:]) < 0.6 * np.mean(losses[:5])
     for task in ("bbox", "segm"):
         assert untrained[f"{task}/AP50"] < 5
@@ -215,7 +150,11 @@ def test_mask_rcnn_learns_to_find_shapes(scenes: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_semantic_fpn_learns_to_paint_shapes(scenes: Path, tmp_path: Path) -> None:
-    untrained, losses, metrics = train(semantic_config(tmp_path, iterations=200))
+    cfg = fpn_config()
+    cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 1 + len(CLASSES)
+    cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 32
+    untrained, losses, metrics = train(add_training(cfg, "shape_maps", tmp_path, iterations=200, lr=0.1))
     assert np.mean(losses[-20:]) < 0.25 * np.mean(losses[:5])
     # Everything painted as ground would give 22.
     assert untrained["sem_seg/mIoU"] < 25

@@ -85,7 +85,7 @@ class CascadeROIHeads(StandardROIHeads):
         first = cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[0]
         if not head.CLS_AGNOSTIC_BBOX_REG:
             raise ValueError(
-                "CascadeROIHeads refines boxes without classes: set MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG"
+                "CascadeROIHeads refines one box for all classes: set MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG to True"
             )
         if len(cascade.BBOX_REG_WEIGHTS) != len(cascade.IOUS):
             raise ValueError(
