@@ -35,6 +35,7 @@ quickstart: environment
 test: environment
 	OMP_NUM_THREADS=$(TEST_THREADS) $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -q $(ARGS)
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
 
 bench: environment
 	@$(VENV)/bin/python tools/run_benchmarks.py $(ARGS)

@@ -40,20 +40,26 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TinyClipTraining:
-    """How a tiny CLIP is trained: AdamW, linear warm-up and cosine decay, contrastive loss plus patch loss.
+    """How a tiny CLIP is trained: AdamW, contrastive loss plus patch loss.
+
+    The learning rate rises over ``warmup`` steps, follows a cosine that would end after ``horizon`` steps, and falls
+    from there in a straight line to zero over the last ``cooldown`` steps.
 
     Attributes:
         steps, batch_size: every step draws fresh pictures, so both together set how many are seen.
-        lr, weight_decay, warmup: of AdamW; ``warmup`` in steps.
+        lr, weight_decay: of AdamW.
+        warmup, horizon, cooldown: in steps.
         seed: of weights, classes, pictures and captions.
         checkpoint_steps: a resumable checkpoint is written this often.
     """
 
-    steps: int = 6000
+    steps: int = 3800
     batch_size: int = 64
     lr: float = 2e-3
     weight_decay: float = 0.05
     warmup: int = 100
+    horizon: int = 6000
+    cooldown: int = 400
     seed: int = 0
     checkpoint_steps: int = 200
 
@@ -217,8 +223,9 @@ def _optimizer(model: nn.Module, training: TinyClipTraining) -> torch.optim.Adam
 def _learning_rate(step: int, training: TinyClipTraining) -> float:
     if step < training.warmup:
         return training.lr * (step + 1) / training.warmup
-    progress = (step - training.warmup) / max(1, training.steps - training.warmup)
-    return training.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    progress = min(1.0, (step - training.warmup) / max(1, training.horizon - training.warmup))
+    cooled = min(1.0, (training.steps - step) / max(1, training.cooldown))
+    return training.lr * 0.5 * (1 + math.cos(math.pi * progress)) * cooled
 
 
 def _step(model: _Learner, optimizer: torch.optim.Optimizer, batch: _Batch) -> tuple[float, float]:
