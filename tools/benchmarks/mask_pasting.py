@@ -7,12 +7,13 @@ Masks of 28 × 28 into boxes of small, middle and large size on a 800 × 1333 im
 
 import sys
 
-import third_party  # noqa: F401  makes the bundled detectron2 importable
 import torch
 from _records import Record, best_seconds, parse_arguments, report
-from detectron2.layers import paste_masks_in_image
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image as torchvision_paste
+
+import third_party  # noqa: F401  makes the bundled detectron2 importable
+from detectron2.layers import paste_masks_in_image
 
 IMAGE = (800, 1333)  # height, width
 SIDES = {"small": (10, 100), "middle": (50, 400), "large": (300, 1200)}  # of the boxes, in pixels
