@@ -13,7 +13,25 @@ from typing import Any
 import numpy as np
 
 GOLDEN_FOLDER = Path(__file__).parent / "golden"
-KINDS = ("pomp_loss", "pomp_misc")
+KINDS = (
+    "pomp_loss",
+    "pomp_misc",
+    "d2_transforms",
+    "d2_data",
+    "d2_backbones",
+    "d2_boxes_layers",
+    "d2_roi_pooler",
+    "d2_box_heads",
+    "d2_masks",
+    "d2_rcnn",
+    "d2_config",
+    "d2_checkpoint",
+    "d2_solver",
+    "d2_events_trainer",
+    "d2_coco_eval",
+    "d2_lvis_eval",
+    "d2_sem_seg_eval",
+)
 _REFERENCE = "reference"  # sub-folders of this name hold files that goldens refer to, not goldens
 
 

@@ -23,6 +23,7 @@ WORLD_SEED = 0  # of the order and the split of the classes; the tiny CLIP has s
 
 _TAIL_EXPONENT = 0.8
 _TAIL_OFFSET = 20
+_SCENE_TAIL_OFFSET = 5
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,25 @@ def class_counts(classes: Sequence[Thing], images_per_class: int, *, seed: int =
     """
     if images_per_class < 2:
         raise InputError(f"found {images_per_class} images per class, expected at least 2")
-    by_rank = sorted(range(len(classes)), key=lambda label: _hash(seed, "frequency", classes[label].name))
+    by_rank = _by_frequency(classes, seed)
     weights = [(rank + _TAIL_OFFSET) ** -_TAIL_EXPONENT for rank in range(len(classes))]
     scale = images_per_class * len(classes) / sum(weights)
     counts = [0] * len(classes)
     for label, weight in zip(by_rank, weights, strict=True):
         counts[label] = max(2, round(weight * scale))
     return tuple(counts)
+
+
+def tail_weights(classes: Sequence[Thing], *, seed: int = WORLD_SEED) -> tuple[float, ...]:
+    """How often each class occurs in scenes: 1 / (r + 5)^0.8 at rank r, with the ranks of :func:`class_counts`."""
+    weights = [0.0] * len(classes)
+    for rank, label in enumerate(_by_frequency(classes, seed)):
+        weights[label] = (rank + _SCENE_TAIL_OFFSET) ** -_TAIL_EXPONENT
+    return tuple(weights)
+
+
+def _by_frequency(classes: Sequence[Thing], seed: int) -> list[int]:
+    return sorted(range(len(classes)), key=lambda label: _hash(seed, "frequency", classes[label].name))
 
 
 def _hash(seed: int, purpose: str, name: str) -> bytes:

@@ -85,18 +85,23 @@ def style_ground(texture: np.ndarray, style: str) -> np.ndarray:
     return texture.copy()
 
 
-def finish(canvas: np.ndarray, style: str, rng: np.random.Generator) -> np.ndarray:
-    """Effects of a style on the whole picture, after everything was drawn; (H, W, 3) float32 in [0, 1]."""
+def finish(canvas: np.ndarray, style: str, rng: np.random.Generator, *, reach: float | None = None) -> np.ndarray:
+    """Effects of a style on the whole picture, after everything was drawn; (H, W, 3) float32 in [0, 1].
+
+    Args:
+        reach: length in pixels that blur and glow are in proportion to; default: the picture's width.
+    """
     height, width = canvas.shape[:2]
+    reach = reach or width
     if style == "neon":
-        glow = cv2.GaussianBlur(np.ascontiguousarray(canvas), (0, 0), max(1.0, width / 20))
+        glow = cv2.GaussianBlur(np.ascontiguousarray(canvas), (0, 0), max(1.0, reach / 20))
         canvas = canvas + 0.9 * glow
     elif style == "painting":
         canvas = cv2.medianBlur((np.clip(canvas, 0, 1) * 255).astype(np.uint8), 3).astype(np.float32) / 255
         strokes = cv2.resize(rng.random((height // 2 + 1, width // 6 + 1), dtype=np.float32), (width, height))
         canvas = np.round(canvas * 7) / 7 * (0.86 + 0.24 * strokes[..., None])
     elif style == "pastel":
-        canvas = cv2.GaussianBlur(canvas, (0, 0), max(0.5, width / 110))
+        canvas = cv2.GaussianBlur(canvas, (0, 0), max(0.5, reach / 110))
     elif style == "pixel":
         small = cv2.resize(
             canvas, (max(1, round(width * 0.45)), max(1, round(height * 0.45))), interpolation=cv2.INTER_AREA

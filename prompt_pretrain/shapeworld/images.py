@@ -3,6 +3,7 @@
 A picture is a function of (class, index, split, seed, style, size) alone, whatever was drawn before it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -64,9 +65,9 @@ def plan_scene(thing: Thing, index: int, *, split: str = "train", seed: int = 0,
     if style is not None and style not in STYLES:
         raise InputError(f"unknown ShapeWorld style {style!r}; choose one of {', '.join(STYLES)}")
     key = (seed, IMAGE_SPLITS.index(split), thing.number, index)
-    rng = _generator(*key, 0)
-    drawn_style = STYLES[_pick(STYLE_SHARES, rng.random())]
-    condition = list(CONDITION_SHARES)[_pick(tuple(CONDITION_SHARES.values()), rng.random())]
+    rng = generator(*key, 0)
+    drawn_style = STYLES[pick(STYLE_SHARES, rng.random())]
+    condition = list(CONDITION_SHARES)[pick(tuple(CONDITION_SHARES.values()), rng.random())]
     ground = GROUNDS[int(rng.random() * len(GROUNDS))]
     size = 0.55 + 0.4 * float(rng.random())
     free = 1.0 - size if condition != "cropped" else 0.3
@@ -78,12 +79,12 @@ def plan_scene(thing: Thing, index: int, *, split: str = "train", seed: int = 0,
 
 def render_scene(scene: Scene, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """The picture of a scene as (size, size, 3) uint8 RGB, and its thing's (size, size) float32 coverage."""
-    rng = _generator(*scene.key, 1)
+    rng = generator(*scene.key, 1)
     canvas = style_ground(ground_texture(scene.ground, size, size, rng), scene.style)
     half = scene.size * size / 2
     x, y = scene.centre[0] * size, scene.centre[1] * size
     mask = draw_object(canvas, scene.thing, (x - half, y - half, x + half, y + half), rng, style=scene.style)
-    canvas = _spoil(finish(canvas, scene.style, rng), scene.condition, rng)
+    canvas = spoil(finish(canvas, scene.style, rng), scene.condition, rng)
     pixels = (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)
     return (_through_jpeg(pixels) if scene.condition == "jpeg corrupted" else pixels), mask
 
@@ -95,19 +96,26 @@ def render_image(
     return render_scene(plan_scene(thing, index, split=split, seed=seed, style=style), size)[0]
 
 
-def _generator(*key: int) -> np.random.Generator:
+def generator(*key: int) -> np.random.Generator:
+    """Random numbers that belong to a key and are the same on every machine."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
 
 
-def _pick(shares: tuple[float, ...], draw: float) -> int:
+def pick(shares: Sequence[float], draw: float) -> int:
+    """Which of the shares, laid side by side, ``draw`` in [0, 1) falls into."""
     return min(int(np.searchsorted(np.cumsum(shares), draw, side="right")), len(shares) - 1)
 
 
-def _spoil(canvas: np.ndarray, condition: str, rng: np.random.Generator) -> np.ndarray:
-    """Apply a picture's defect to (H, W, 3) float32."""
+def spoil(canvas: np.ndarray, condition: str, rng: np.random.Generator, *, reach: float | None = None) -> np.ndarray:
+    """Apply a picture's defect to (H, W, 3) float32.
+
+    Args:
+        condition: a word of :data:`CONDITION_SHARES`; "cropped" and "jpeg corrupted" do nothing here.
+        reach: length in pixels that blur is in proportion to; default: the picture's width.
+    """
     height, width = canvas.shape[:2]
     if condition == "blurry":
-        return cv2.GaussianBlur(canvas, (0, 0), width / 45)
+        return cv2.GaussianBlur(canvas, (0, 0), (reach or width) / 45)
     if condition == "dark":
         return canvas * np.float32(0.4)
     if condition == "bright":

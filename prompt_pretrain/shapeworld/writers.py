@@ -1,30 +1,20 @@
 """ShapeWorld as image folders on disk, in the layout of ImageNet-21K-P."""
 
 import functools
-import json
-import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import cv2
-import numpy as np
-
-from prompt_pretrain.atomic_files import atomic_writer, write_json
-from prompt_pretrain.errors import InputError
+from prompt_pretrain.atomic_files import atomic_writer
 from prompt_pretrain.shapeworld.classes import NUM_BASE, NUM_CLASSES, SHAPES, Thing, class_counts, things
 from prompt_pretrain.shapeworld.images import render_image
+from prompt_pretrain.shapeworld.world_folder import UNFINISHED, WorldFolder, check_bounds, encode_jpeg, run_jobs
 
 FORMAT = 1  # raised when the same recipe starts to give other pictures
-RECIPE_FILE = "shapeworld.json"
 IMAGENET21K_FOLDER = "imagenet21k_resized"
 NOVEL_FOLDER = "novel"
-# Full colour resolution: at this size the usual halving would blur patterns away.
-_JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
 
 
 @dataclass(frozen=True)
@@ -56,9 +46,7 @@ class Recipe:
             "size": (16, 4096),
             "seed": (0, 2**63 - 1),
         }
-        for name, (low, high) in bounds.items():
-            if not low <= getattr(self, name) <= high:
-                raise InputError(f"ShapeWorld: {name} must be {low} to {high}, found {getattr(self, name)}")
+        check_bounds(self, bounds)
 
 
 @dataclass(frozen=True)
@@ -95,17 +83,18 @@ def write_imagenet21k(
     Raises:
         InputError: ``root`` or its partial folder holds something else.
     """
-    root, recipe = Path(root), recipe or Recipe()
+    recipe = recipe or Recipe()
     folders = list(_class_folders(recipe))
     total = sum(folder.count for folder in folders)
-    if _is_finished(root, recipe):
+    world = WorldFolder(Path(root), {"format": FORMAT, "kind": "imagenet21k"} | asdict(recipe))
+    if world.is_finished():
         if progress:
             progress(total, total)
         return
-    partial = root.with_name(root.name + ".partial")
-    _claim(partial, recipe)
-    done = 0
-    for count in _draw_all(folders, partial, recipe, workers):
+    world.claim()
+    partial, done = world.partial, 0
+    draw = functools.partial(_draw_folder, root=partial, recipe=recipe)
+    for count in run_jobs(draw, folders, workers, chunk_size=8):
         done += count
         if progress:
             progress(done, total)
@@ -113,10 +102,7 @@ def write_imagenet21k(
     names = [f"{class_id(label)} {thing.name}" for label, thing in _novel(recipe)]
     with atomic_writer(partial / NOVEL_FOLDER / "classnames.txt", "w") as file:
         file.write("\n".join(names) + "\n")
-    shutil.rmtree(partial / "unfinished", ignore_errors=True)
-    with suppress(FileNotFoundError):
-        root.rmdir()  # an empty folder is as good as none
-    partial.rename(root)
+    world.publish()
 
 
 def class_id(label: int) -> str:
@@ -144,69 +130,19 @@ def _class_folders(recipe: Recipe) -> Iterator[_ClassFolder]:
         yield _ClassFolder(f"{NOVEL_FOLDER}/val/{class_id(label)}", thing, "val", recipe.val_per_class)
 
 
-def _draw_all(folders: Sequence[_ClassFolder], root: Path, recipe: Recipe, workers: int) -> Iterable[int]:
-    draw = functools.partial(_draw_folder, root=root, recipe=recipe)
-    if workers <= 1:
-        yield from map(draw, folders)
-        return
-    # "spawn": a fork would copy the locks of whatever threads the caller runs.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(draw, folders, chunksize=8)
-
-
 def _draw_folder(folder: _ClassFolder, *, root: Path, recipe: Recipe) -> int:
     """Write one class folder under a temporary name and rename it; nothing to do where it already stands."""
     target = root / folder.path
     if not target.is_dir():
-        temporary = root / "unfinished" / folder.path
+        temporary = root / UNFINISHED / folder.path
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for index in range(folder.count):
             pixels = render_image(folder.thing, index, split=folder.split, seed=recipe.seed, size=recipe.size)
-            (temporary / f"{target.name}_{index:05d}.jpg").write_bytes(_encode_jpeg(pixels))
+            (temporary / f"{target.name}_{index:05d}.jpg").write_bytes(encode_jpeg(pixels))
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.rename(target)
     return folder.count
-
-
-def _encode_jpeg(pixels: np.ndarray) -> bytes:
-    return cv2.imencode(".jpg", pixels[..., ::-1], _JPEG)[1].tobytes()
-
-
-def _is_finished(root: Path, recipe: Recipe) -> bool:
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return False
-    if not root.is_dir() or not (root / RECIPE_FILE).is_file():
-        raise InputError(f"{root} exists and holds no ShapeWorld; choose a new folder for --output")
-    _check_recipe(root, recipe)
-    return True
-
-
-def _claim(partial: Path, recipe: Recipe) -> None:
-    """Make the partial folder or check that it is ours, with the same recipe."""
-    if (partial / RECIPE_FILE).is_file():
-        _check_recipe(partial, recipe)
-    elif partial.exists() and any(partial.iterdir()):
-        raise InputError(f"{partial} exists and holds no unfinished ShapeWorld; move it away")
-    else:
-        write_json(partial / RECIPE_FILE, _described(recipe))
-
-
-def _check_recipe(folder: Path, recipe: Recipe) -> None:
-    try:
-        found = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{folder / RECIPE_FILE} is damaged ({error}); delete {folder} and write it again") from error
-    wanted = _described(recipe)
-    if found != wanted:
-        found = found if isinstance(found, dict) else {}
-        different = [f"{k} {found.get(k)} instead of {v}" for k, v in wanted.items() if found.get(k) != v]
-        what = ", ".join(different) or "other settings"
-        raise InputError(f"{folder} holds a ShapeWorld with {what}; choose another folder or delete this one")
-
-
-def _described(recipe: Recipe) -> dict[str, object]:
-    return {"format": FORMAT, "kind": "imagenet21k"} | asdict(recipe)
 
 
 def _write_tree(path: Path, recipe: Recipe) -> None:

@@ -38,3 +38,32 @@ def test_bad_input_is_one_line_and_code_2(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error == "error: ShapeWorld: num_classes must be 1 to 1600, found 1601\n"
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("coco", "coco/annotations/instances_train2017.json"),
+        ("lvis", "lvis/lvis_v1_train.json"),
+        ("sem_seg", "labels/train/000000000001.png"),
+    ],
+)
+def test_it_writes_scenes(tmp_path, kind, expected):
+    counts = ["--num-classes", 4, "--novel-classes", 2, "--train-images", 3, "--val-images", 1, "--size", 48]
+    for _ in range(2):
+        assert run("--kind", kind, "--output", tmp_path / "world", *counts, "--workers", 1, "--quiet") == 0
+    assert (tmp_path / "world" / expected).is_file()
+    assert len(list((tmp_path / "world").rglob("*.jpg"))) == 4
+    recipe = json.loads((tmp_path / "world" / "shapeworld.json").read_text())
+    assert recipe == {
+        "format": 1, "kind": kind, "num_classes": 4, "num_novel": 2, "train_images": 3, "val_images": 1, "size": 48,
+        "seed": 0,
+    }  # fmt: skip
+
+
+def test_options_of_other_kinds_are_refused(tmp_path, capsys):
+    assert run("--kind", "coco", "--output", tmp_path / "world", "--val-per-class", 3) == 2
+    assert capsys.readouterr().err == "error: --val-per-class does not apply to --kind coco; leave it out\n"
+    assert run("--output", tmp_path / "world", "--train-images", 3) == 2
+    assert capsys.readouterr().err == "error: --train-images does not apply to --kind imagenet21k; leave it out\n"
+    assert not (tmp_path / "world").exists()
