@@ -6,7 +6,6 @@ Importing the package registers its models and data sets with detectron2. ``dete
 from typing import Any
 
 import third_party  # noqa: F401  (makes detectron2 and centernet importable, so it comes first)
-
 from detection.config import add_detic_config
 
 __all__ = ["add_detic_config", "load"]

@@ -166,6 +166,8 @@ def _add_pomp_keys(cfg: CfgNode) -> None:
 
 
 def _add_own_keys(cfg: CfgNode) -> None:
+    # The CLIP whose text tower encodes captions: a published name, open_clip NAME/TAG or a weight file.
+    cfg.MODEL.CAPTION_CLIP = "ViT-B/32"
     head = cfg.MODEL.ROI_BOX_HEAD
     # Classes scored at a time in inference: bounds the memory of huge vocabularies, changes no result.
     head.CLASSES_PER_CHUNK = 1024
