@@ -31,6 +31,12 @@ KINDS = (
     "d2_coco_eval",
     "d2_lvis_eval",
     "d2_sem_seg_eval",
+    "centernet_head",
+    "centernet_targets",
+    "centernet_losses",
+    "centernet_decode",
+    "centernet2_r50",
+    "detic_oid_eval",
 )
 _REFERENCE = "reference"  # sub-folders of this name hold files that goldens refer to, not goldens
 
