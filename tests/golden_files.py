@@ -37,6 +37,7 @@ KINDS = (
     "centernet_decode",
     "centernet2_r50",
     "detic_oid_eval",
+    "detic_data",
 )
 _REFERENCE = "reference"  # sub-folders of this name hold files that goldens refer to, not goldens
 
