@@ -86,11 +86,28 @@ class Decoder:
         """The detections of an image among its candidates."""
         there = scores >= 0
         scores, boxes, classes = scores[there], boxes[there], classes[there]
+        order = scores.argsort(descending=True, stable=True)
+        scores, boxes, classes = scores[order], boxes[order], classes[order]
         if self.nms_thresh > 0 and not self.center_nms:
-            keep = batched_nms(boxes, scores, classes, self.nms_thresh)
-        else:
-            keep = scores.argsort(descending=True)
-        kept = scores[keep]
-        if len(kept) > self.post_nms_topk > 0:
-            keep = keep[kept >= kept[self.post_nms_topk - 1]]
-        return Instances(image_size, pred_boxes=Boxes(boxes[keep]), scores=scores[keep], pred_classes=classes[keep])
+            keep = self._suppress(scores, boxes, classes)
+            scores, boxes, classes = scores[keep], boxes[keep], classes[keep]
+        if len(scores) > self.post_nms_topk > 0:
+            keep = scores >= scores[self.post_nms_topk - 1]
+            scores, boxes, classes = scores[keep], boxes[keep], classes[keep]
+        return Instances(image_size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
+
+    def _suppress(self, scores: Tensor, boxes: Tensor, classes: Tensor) -> Tensor:
+        """Indices of the boxes, given by falling score, that no better one of their class suppresses.
+
+        Boxes that cannot be among the ``post_nms_topk`` best may be left out: what becomes of a box depends on better
+        ones alone, so that the best boxes usually settle it, and time grows with the square of their number.
+        """
+        considered = 2 * self.post_nms_topk if self.post_nms_topk > 0 else len(scores)
+        while True:
+            first = slice(considered)
+            keep = batched_nms(boxes[first], scores[first], classes[first], self.nms_thresh)
+            if considered >= len(scores):
+                return keep
+            if len(keep) >= self.post_nms_topk and scores[considered] < scores[keep[self.post_nms_topk - 1]]:
+                return keep
+            considered *= 2

@@ -10,16 +10,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["flatten_levels", "level_locations", "level_sizes"]
+__all__ = ["flatten_levels", "level_axes", "level_locations", "level_sizes"]
 
 Size = tuple[int, int]  # height, width of a feature map
 
 
+def level_axes(height: int, width: int, stride: int, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
+    """(W,) and (H,) float32 coordinates x and y of a map's columns and rows in pixels."""
+    xs, ys = ((torch.arange(side, device=device) * stride + stride // 2).float() for side in (width, height))
+    return xs, ys
+
+
 def level_locations(height: int, width: int, stride: int, device: torch.device | str | None = None) -> Tensor:
     """(H * W, 2) float32 centres (x, y) of a map's locations in pixels, row by row."""
-    ys, xs = (torch.arange(side, device=device) * stride + stride // 2 for side in (height, width))
+    xs, ys = level_axes(height, width, stride, device)
     rows, columns = torch.meshgrid(ys, xs, indexing="ij")
-    return torch.stack((columns, rows), dim=-1).reshape(-1, 2).float()
+    return torch.stack((columns, rows), dim=-1).reshape(-1, 2)
 
 
 def level_sizes(features: Sequence[Tensor]) -> list[Size]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from centernet.modeling.dense_heads.locations import Size, level_locations
+from centernet.modeling.dense_heads.locations import Size, level_axes
 from detectron2.structures import Instances
 
 __all__ = ["INVALID_DISTANCE", "TargetAssigner", "Targets"]
@@ -178,9 +178,12 @@ class TargetAssigner:
         inside = layout.inside(cells)
         flat = (cells[..., 1] * layout.widths + cells[..., 0]).masked_fill(~inside, 0)  # (N, L)
         maps = []
-        for level, (height, width) in enumerate(layout.sizes):
-            points = level_locations(height, width, self.strides[level], objects.boxes.device)
-            far = (points - objects.centers[:, None]).square().sum(dim=-1) / objects.radius_squared[:, None]
+        radius = objects.radius_squared.sqrt()[:, None]
+        for level, (size, stride) in enumerate(zip(layout.sizes, self.strides, strict=True)):
+            across, down = level_axes(*size, stride, radius.device)
+            across = ((across - objects.centers[:, :1]) / radius).square()  # (N, W)
+            down = ((down - objects.centers[:, 1:]) / radius).square()  # (N, H)
+            far = (down[:, :, None] + across[:, None]).flatten(1)  # (N, M_l)
             cell = flat[:, level, None]
             far.scatter_(1, cell, far.gather(1, cell).masked_fill(inside[:, level, None], 0.0))
             maps += [
