@@ -273,7 +273,7 @@ def _load_weights(model: nn.Module, path: str) -> None:
 
     if "://" not in path and not os.path.isfile(path):
         raise InputError(f"no weights {path}; check the path or MODEL.WEIGHTS")
-    DeticCheckpointer(model).load(path)
+    DeticCheckpointer(model).load_all(path)
 
 
 def _training_names(cfg: CfgNode) -> tuple[str, ...]:

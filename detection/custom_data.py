@@ -215,9 +215,7 @@ def _set_test_vocabulary(chosen: _Settings, main: CustomData, test: CustomData |
     cfg = chosen.cfg
     other = test is not None and test.class_names != main.class_names
     if test is not None and other and (not cfg.MODEL.ROI_BOX_HEAD.USE_ZEROSHOT_CLS or cfg.MODEL.CLASS_EMBEDDINGS.PATH):
-        why = (
-            "the embeddings come from a file" if cfg.MODEL.CLASS_EMBEDDINGS.PATH else "its classifier is a learned one"
-        )
+        why = "its embeddings come from a file" if cfg.MODEL.CLASS_EMBEDDINGS.PATH else "its classifier is learned"
         raise InputError(
             f"{test.json_file} has other classes than {main.json_file} and this model cannot take others, for {why}; "
             "evaluate with --eval-only and --test-json alone, or set MODEL.CLASS_EMBEDDINGS.PROMPT"

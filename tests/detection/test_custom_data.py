@@ -74,7 +74,7 @@ def test_training_data_set_the_vocabulary(tmp_path: Path) -> None:
     register_custom_data(cfg, arguments(tmp_path, train_json=path, train_images=str(tmp_path)))
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == ((TRAIN_NAME,), ())
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
-    assert cfg.MODEL.CLASS_EMBEDDINGS.VOCABULARY == path
+    assert path == cfg.MODEL.CLASS_EMBEDDINGS.VOCABULARY
     assert not cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS and cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler"
     assert MetadataCatalog.get(TRAIN_NAME).thing_classes == ["red car", "traffic cone", "dog"]
 
@@ -103,7 +103,7 @@ def test_evaluation_alone_takes_the_vocabulary_of_the_test_set(tmp_path: Path) -
     path = str(write(tmp_path, annotations=box))
     register_custom_data(cfg, arguments(tmp_path, test_json=path, test_images=str(tmp_path), eval_only=True))
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == ((), (TEST_NAME,))
-    assert cfg.MODEL.CLASS_EMBEDDINGS.VOCABULARY == path and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
+    assert path == cfg.MODEL.CLASS_EMBEDDINGS.VOCABULARY and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
     assert not cfg.MODEL.MASK_ON  # the json has no masks
 
 

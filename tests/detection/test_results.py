@@ -32,7 +32,7 @@ def test_detections_carry_names_boxes_and_masks() -> None:
     assert found[0].score == pytest.approx(0.9)
     assert found[0].mask is not None and found[0].mask.sum() == 50
     assert (result().height, result().width) == (20, 30)
-    assert list(result(masks=False))[0].mask is None
+    assert next(iter(result(masks=False))).mask is None
     assert "traffic cone 0.90" in repr(result())
 
 
