@@ -6,8 +6,9 @@ from typing import Any
 
 from torch.utils.data import Sampler
 
+from centernet.data import ClassAwareSampler
 from detection.data.mapper import build_train_mapper
-from detection.data.samplers import MultiDatasetSampler
+from detection.data.samplers import MultiDatasetSampler, WeightedSampler
 from detection.data.training_loader import TrainingLoader, group_indices
 from detectron2.config import configurable
 from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
@@ -202,9 +203,12 @@ def _sampler_factory(cfg: Any, dataset: list[dict]) -> SamplerFactory:
         return MultiDatasetSampler(
             dataset, loader.DATASET_RATIO, loader.USE_RFS, loader.DATASET_ANN, loader.REPEAT_THRESHOLD, seed=0
         ).with_seed
+    if loader.SAMPLER_TRAIN == "ClassAwareSampler":
+        # Its weights only: the factory must not keep the records, which the loader has in a compact form.
+        return WeightedSampler(ClassAwareSampler(dataset, seed=0).weights, seed=0).with_seed
     raise InputError(
         f"DATALOADER.SAMPLER_TRAIN is {loader.SAMPLER_TRAIN!r}, expected TrainingSampler, RepeatFactorTrainingSampler, "
-        f"MultiDatasetSampler or, with RANDOM_SUBSET_RATIO, RandomSubsetTrainingSampler"
+        f"ClassAwareSampler, MultiDatasetSampler or, with RANDOM_SUBSET_RATIO, RandomSubsetTrainingSampler"
     )
 
 

@@ -1,4 +1,4 @@
-"""Which images come next when several data sets are trained on together."""
+"""Which images come next: weighted streams, and the weights of several data sets that are trained on together."""
 
 import copy
 import logging
@@ -15,17 +15,48 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from prompt_pretrain.errors import InputError
 
-__all__ = ["MultiDatasetSampler", "repeat_factors_from_tag_frequency"]
+__all__ = ["MultiDatasetSampler", "WeightedSampler", "repeat_factors_from_tag_frequency"]
 
 logger = logging.getLogger(__name__)
 
 
-class MultiDatasetSampler(Sampler[int]):
-    """An endless stream of indices, drawn with replacement, in which each data set has a given share.
+class WeightedSampler(Sampler[int]):
+    """An endless stream of indices, drawn with replacement in proportion to their weights.
+
+    All processes draw the same stream; process k of W takes the elements k, k + W, ...
+
+    Args:
+        weights: (N,) float32.
+        seed: equal on all processes; None draws one together.
+    """
+
+    def __init__(self, weights: Tensor, seed: int | None = None) -> None:
+        self.weights = weights
+        self._seed = comm.shared_random_seed() if seed is None else int(seed)
+        self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
+
+    def with_seed(self, seed: int) -> "WeightedSampler":
+        """The same weights with another stream."""
+        sampler = copy.copy(self)
+        sampler._seed = seed
+        return sampler
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator()
+        generator.manual_seed(self._seed)
+        first = self._rank
+        while True:
+            drawn = torch.multinomial(self.weights, len(self.weights), replacement=True, generator=generator)
+            yield from drawn[first :: self._world_size].tolist()
+            # Where this process goes on in the next round: rounds need not be multiples of the number of processes.
+            first = (first - len(self.weights)) % self._world_size
+
+
+class MultiDatasetSampler(WeightedSampler):
+    """A stream in which each data set has a given share.
 
     An image of data set d has the weight ``max(sizes) / size_d * ratio_d / sum(ratios) * repeat``, where ``repeat`` is
-    its repeat factor divided by the mean of its data set's if ``use_rfs[d]``, else 1. All processes draw the same
-    stream; process k of W takes the elements k, k + W, ...
+    its repeat factor divided by the mean of its data set's if ``use_rfs[d]``, else 1.
 
     Args:
         dataset_dicts: records with "dataset_source", their position among the data sets.
@@ -50,13 +81,11 @@ class MultiDatasetSampler(Sampler[int]):
         repeat_threshold: float = 0.001,
         seed: int | None = None,
     ) -> None:
-        self._seed = comm.shared_random_seed() if seed is None else int(seed)
-        self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
         sources = np.array([record["dataset_source"] for record in dataset_dicts], dtype=np.int64)
         _check_arguments(sources, dataset_ratio, use_rfs, dataset_ann)
         self.sizes = np.bincount(sources, minlength=len(dataset_ratio)).tolist()
         _check_sizes(self.sizes)
-        self.weights = torch.zeros(len(sources))
+        all_weights = torch.zeros(len(sources))
         for source, (size, ratio) in enumerate(zip(self.sizes, dataset_ratio, strict=True)):
             where = torch.from_numpy(np.flatnonzero(sources == source))
             weights = torch.full((size,), max(self.sizes) / size * ratio / sum(dataset_ratio))
@@ -64,24 +93,9 @@ class MultiDatasetSampler(Sampler[int]):
                 records = [dataset_dicts[int(index)] for index in where]
                 factors = _repeat_factors(records, dataset_ann[source], repeat_threshold)
                 weights = weights * (factors * (size / factors.sum()))
-            self.weights[where] = weights
+            all_weights[where] = weights
+        super().__init__(all_weights, seed)
         logger.info("images per training set: %s; drawn as %s", self.sizes, list(dataset_ratio))
-
-    def with_seed(self, seed: int) -> "MultiDatasetSampler":
-        """The same weights with another stream."""
-        sampler = copy.copy(self)
-        sampler._seed = seed
-        return sampler
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator()
-        generator.manual_seed(self._seed)
-        first = self._rank
-        while True:
-            drawn = torch.multinomial(self.weights, len(self.weights), replacement=True, generator=generator)
-            yield from drawn[first :: self._world_size].tolist()
-            # Where this process goes on in the next round: rounds need not be multiples of the number of processes.
-            first = (first - len(self.weights)) % self._world_size
 
 
 def repeat_factors_from_tag_frequency(dataset_dicts: Sequence[dict], repeat_thresh: float) -> Tensor:
