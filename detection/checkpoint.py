@@ -3,10 +3,11 @@
 import logging
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from fvcore.common.checkpoint import _IncompatibleKeys
+from torch import nn
 
 from detectron2.checkpoint import DetectionCheckpointer
 from prompt_pretrain.errors import InputError
@@ -83,17 +84,11 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         InputError: no such file, a damaged one, or one that holds more than data.
     """
     try:
-        return DeticCheckpointer(_no_model())._load_file(path)
+        return DeticCheckpointer(nn.Module())._load_file(path)
     except FileNotFoundError as error:
         raise InputError(f"no checkpoint {path}; check the path") from error
     except (ValueError, pickle.UnpicklingError, EOFError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-
-
-def _no_model() -> Any:
-    from torch import nn
-
-    return nn.Module()
 
 
 def _read_safetensors(path: str) -> dict[str, Any]:

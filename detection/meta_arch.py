@@ -247,7 +247,8 @@ class CustomRCNN(GeneralizedRCNN):
         sources = {entry["dataset_source"] for entry in batched_inputs}
         if len(sources) != 1:
             raise InputError(
-                "MODEL.DATASET_LOSS_WEIGHT needs batches of one data set each; set DATALOADER.MULTI_DATASET_GROUPING True"
+                "MODEL.DATASET_LOSS_WEIGHT needs batches of one data set each; set DATALOADER.MULTI_DATASET_GROUPING "
+                "True"
             )
         (source,) = sources
         if source >= len(self.dataset_loss_weight):
