@@ -1,5 +1,6 @@
 """Models; importing this registers them."""
 
+from centernet.modeling.backbone import left_out
 from centernet.modeling.backbone.fpn_p5 import build_p35_resnet_fpn_backbone, build_p67_resnet_fpn_backbone
 from centernet.modeling.dense_heads.centernet import CenterNet
 from centernet.modeling.dense_heads.centernet_head import CenterNetHead
@@ -16,4 +17,5 @@ __all__ = [
     "CustomROIHeads",
     "build_p35_resnet_fpn_backbone",
     "build_p67_resnet_fpn_backbone",
+    "left_out",
 ]
