@@ -22,7 +22,7 @@ def test_detic_backbones(golden: Golden) -> None:
     even, odd = recorded_inputs(golden.meta["input_recipe"])
     for name, case in golden.meta["cases"].items():
         cfg = released_config(case["config"], case["overrides"])
-        assert cfg.MODEL.BACKBONE.NAME == case["builder"] and case["builder"] in BACKBONE_REGISTRY, name
+        assert case["builder"] == cfg.MODEL.BACKBONE.NAME and case["builder"] in BACKBONE_REGISTRY, name
         backbone = build_backbone(cfg).eval()
         fill_by_rules(backbone, case)
         assert backbone.size_divisibility == case["size_divisibility"], name
