@@ -101,6 +101,12 @@ def check_class_counts(cfg: CfgNode, *, weights: str = "", eval_only: bool = Fal
         )
     if embeddings is not None:
         _check_width(cfg, embeddings, weights)
+        if cfg.MODEL.WITH_CAPTION and not eval_only and _is_of_other_clip_than_captions(cfg):
+            _log.warning(
+                "captions are encoded by ViT-B/32, the class embeddings %s are of another CLIP: as published for POMP, "
+                "regions are compared with both by one projection",
+                _source(cfg),
+            )
         _warn_about_other_names(embeddings, data_sets)
     if stored not in (None, head):
         _log.warning("the %d class embeddings in %s are replaced by the %d of the config", stored, weights, head)
@@ -266,6 +272,11 @@ def _check_width(cfg: CfgNode, embeddings: ClassEmbeddings, weights: str) -> Non
             f"{weights} compares regions with embeddings of width {stored}, but {_source(cfg)} has width "
             f"{embeddings.width}; give weights or embeddings of the same CLIP"
         )
+
+
+def _is_of_other_clip_than_captions(cfg: CfgNode) -> bool:
+    node = cfg.MODEL.CLASS_EMBEDDINGS
+    return "_pomp" in os.path.basename(_source(cfg)) or bool(node.PROMPT and node.CLIP != "ViT-B/32")
 
 
 def _warn_about_other_names(embeddings: ClassEmbeddings, data_sets: dict[str, tuple[str, ...]]) -> None:

@@ -1,6 +1,7 @@
 """Evaluation on every test set of a config, each with class embeddings of its own if asked for; one table of all."""
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,7 +74,7 @@ def do_test(cfg: CfgNode, model: nn.Module, *, config_name: str = "") -> dict[st
     _log.info("results in percent:\n%s", table)
     with atomic_writer(os.path.join(cfg.OUTPUT_DIR, "results.md"), "w") as file:
         file.write(table + "\n")
-    write_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), results)
+    write_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), _finite(results))
     return next(iter(results.values())) if len(results) == 1 else results
 
 
@@ -131,6 +132,14 @@ def _test_on(cfg: CfgNode, model: nn.Module, name: str) -> dict[str, Any]:
         _log.info("results on %s in csv format:", name)
         print_csv_format(results)
     return dict(results)
+
+
+def _finite(results: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN, the value of a group without ground truth: None in its place."""
+    return {
+        name: _finite(value) if isinstance(value, dict) else value if math.isfinite(value) else None
+        for name, value in results.items()
+    }
 
 
 def _let_lvis_run() -> None:

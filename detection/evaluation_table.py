@@ -19,6 +19,10 @@ _TASKS = {"bbox": "box", "segm": "mask"}
 _LVIS, _COCO, _O365, _OID = "lvis_v1_val", "coco_generalized_zeroshot_val", "objects365_v2_val", "oid_val_expanded"
 _R50 = "CLIP_R5021k_640b64_4x"
 _SWIN = "CLIP_SwinB_896b32_4x"
+_NOTES = {
+    _COCO: "80 class names, of which the ground truth has 65; coco_2017_val has them all",
+    _O365: "80,000 images",
+}
 
 
 def _rare(ap: float, rare: float) -> dict[str, Any]:
@@ -114,7 +118,8 @@ def results_table(results: Mapping[str, Mapping[str, Mapping[str, float]]], conf
     lines.append(["---", "---", "---", *("---:" for _ in columns)])
     for data_set, task, who, metrics in rows:
         lines.append([data_set, task, who, *(_number(metrics.get(name)) for name in columns)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    notes = [f"\n{name}: {note}." for name, note in _NOTES.items() if name in results]
+    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + notes)
 
 
 def _in_percent(metrics: Mapping[str, float]) -> dict[str, float]:

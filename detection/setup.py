@@ -4,7 +4,9 @@ import argparse
 import difflib
 import logging
 import os
-from collections.abc import Sequence
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,9 +16,11 @@ from detection.task import add_config
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from prompt_pretrain.errors import InputError
 
-__all__ = ["check_data_sets", "check_weights", "load_config", "setup"]
+__all__ = ["check_data_sets", "check_weights", "explained_loading", "load_config", "setup"]
 _log = logging.getLogger(__name__)
 
 _DETIC = 'the model zoo of "Detecting Twenty-thousand Classes using Image-level Supervision" (Detic)'
@@ -49,6 +53,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_data_sets(cfg, cfg.DATASETS.TEST)
     resolve_class_embeddings_of(cfg)
     cfg.freeze()
+    for package in ("detection", "prompt_pretrain", "centernet"):
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=package, abbrev_name=package)
     default_setup(cfg, args)
     return cfg
 
@@ -111,6 +117,24 @@ def check_weights(path: str) -> None:
     file = path.partition("?")[0]
     if file and "://" not in file and not os.path.isfile(file):
         raise InputError(f"MODEL.WEIGHTS {file} not found; {_source_of(file)}")
+
+
+@contextmanager
+def explained_loading(path: str) -> Iterator[None]:
+    """Inside of it, what goes wrong with reading the weights ``path`` becomes an :class:`InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"MODEL.WEIGHTS {path} not found; give an existing file, or '' for random weights") from error
+    except OSError as error:  # of URLs that cannot be reached
+        raise InputError(
+            f"MODEL.WEIGHTS {path} cannot be read or fetched ({error}); download it where there is a network, and set "
+            "MODEL.WEIGHTS to the file"
+        ) from error
+    except (ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"MODEL.WEIGHTS {path} cannot be used: {error}") from error
 
 
 def _source_of(file: str) -> str:

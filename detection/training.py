@@ -26,7 +26,7 @@ from detection.data.sample_randomness import random_numbers_of
 from detection.evaluate import do_test
 from detection.optimizer import build_optimizer
 from detection.reset_classifier import reset_cls_test
-from detection.setup import check_weights
+from detection.setup import check_weights, explained_loading
 from detectron2.config import CfgNode
 from detectron2.engine import default_writers
 from detectron2.evaluation.testing import flatten_results_dict
@@ -66,7 +66,7 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     check_class_counts(cfg, weights=weights, eval_only=args.eval_only)
     model = build_model(cfg)
     if args.eval_only:
-        DeticCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        _load_for_evaluation(cfg, model, resume=args.resume)
         return do_test(cfg, model, config_name=name)
     do_train(cfg, _distributed(cfg, model), resume=args.resume, config_name=name)
     return do_test(cfg, model, config_name=name)
@@ -152,7 +152,9 @@ class _Trainer:
     def restore(self, resume: bool) -> int:
         """Load the last checkpoint or MODEL.WEIGHTS; the iteration to start with."""
         resume = resume and self.checkpointer.has_checkpoint()
-        rest = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        path = self.checkpointer.get_checkpoint_file() if resume else self.cfg.MODEL.WEIGHTS
+        with explained_loading(path):
+            rest = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         # Only a checkpoint of this run says where to go on; weights to start from may hold an iteration as well.
         return rest.get("iteration", -1) + 1 if resume else 0
 
@@ -213,6 +215,15 @@ class _Trainer:
             for file in Path(self.cfg.OUTPUT_DIR).glob(f"{_ROLLING}*.pth"):
                 if file.stem != name:
                     file.unlink()
+
+
+def _load_for_evaluation(cfg: CfgNode, model: nn.Module, resume: bool) -> None:
+    """MODEL.WEIGHTS, or with ``resume`` the last checkpoint; an error where a parameter would stay random."""
+    checkpointer = DeticCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    last = resume and checkpointer.has_checkpoint()
+    path = checkpointer.get_checkpoint_file() if last else cfg.MODEL.WEIGHTS
+    with explained_loading(path):
+        checkpointer.load_all(path)
 
 
 def _distributed(cfg: CfgNode, model: nn.Module) -> nn.Module:
