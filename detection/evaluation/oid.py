@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from detection.data.datasets.annotation_json import not_found
 from detection.evaluation.open_images_ap import (
     OpenImagesDetections,
     OpenImagesGroundTruth,
@@ -225,6 +226,6 @@ def _read_json(path: str, what: str) -> Any:
         with PathManager.open(path, "r", encoding="utf-8") as file:
             return json.load(file)
     except FileNotFoundError as error:
-        raise InputError(f"{path} ({what}) not found; DETECTRON2_DATASETS names the data root") from error
+        raise not_found(f"{path} ({what})") from error
     except ValueError as error:
         raise InputError(f"{path} ({what}) is no valid JSON: {error}") from error

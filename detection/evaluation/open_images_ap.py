@@ -154,8 +154,9 @@ class OpenImagesGroundTruth:
         contradicting = np.flatnonzero(~positive[self.image, self.label])
         if len(contradicting):
             row = contradicting[0]
+            category = self.category_ids[self.label[row]]
             raise InputError(
-                f"{self.source}: annotation {self._ids[row]} is of category {self.category_ids[self.label[row]]}, which "
+                f"{self.source}: annotation {self._ids[row]} is of category {category}, which "
                 f"is not in pos_category_ids of its image {self.image_ids[self.image[row]]}; add it there"
             )
 

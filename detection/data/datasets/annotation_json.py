@@ -14,7 +14,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from prompt_pretrain.errors import InputError
 
-__all__ = ["AnnotationJson", "check_box", "is_polygon"]
+__all__ = ["AnnotationJson", "check_box", "is_polygon", "not_found"]
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +116,13 @@ class AnnotationJson:
             metadata.thing_dataset_id_to_contiguous_id = dict(self.class_index)
 
 
+def not_found(path: str) -> InputError:
+    """The error to raise where an annotation file is missing."""
+    return InputError(
+        f"{path} not found; DETECTRON2_DATASETS names the data root, and datasets/README.md says how to make the file"
+    )
+
+
 def check_box(box: Any) -> str | None:
     """What is wrong with an ``[x, y, width, height]``, if anything. A side of zero is not wrong."""
     if not isinstance(box, Sequence) or len(box) != 4:
@@ -137,9 +144,7 @@ def _read(path: str) -> dict[str, list[dict[str, Any]]]:
         with PathManager.open(path, "r", encoding="utf-8") as file:
             content = json.load(file)
     except FileNotFoundError as error:
-        raise InputError(
-            f"{path} not found; DETECTRON2_DATASETS names the data root, and datasets/README.md says how the file is made"
-        ) from error
+        raise not_found(path) from error
     except ValueError as error:
         raise InputError(f"{path} is no valid JSON: {error}") from error
     for key in ("images", "annotations", "categories"):

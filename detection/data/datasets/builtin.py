@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from detection.data.datasets.annotation_json import not_found
 from detection.data.datasets.extended_lvis import custom_register_lvis_instances
 from detection.data.datasets.lazy_metadata import register_lazy_metadata
 from detection.data.datasets.oid import register_oid_instances
@@ -48,16 +49,14 @@ def _load_coco(json_file: str, image_root: str, name: str) -> list[dict[str, Any
     try:
         return load_coco_json(json_file, image_root, name)
     except FileNotFoundError as error:
-        raise InputError(
-            f"{json_file} not found; DETECTRON2_DATASETS names the data root, and datasets/README.md says how the file "
-            f"is made"
-        ) from error
+        raise not_found(json_file) from error
     except AssertionError as error:
         if "thing_" not in str(error):
             raise
+        count = len(MetadataCatalog.get(name).thing_classes)
         raise InputError(
-            f"the categories of {json_file} are not the {len(MetadataCatalog.get(name).thing_classes)} classes of {name}; "
-            f"prepare the file as datasets/README.md says, or register it under another name"
+            f"the categories of {json_file} are not the {count} classes of {name}; prepare the file as "
+            f"datasets/README.md says, or register it under another name"
         ) from error
 
 

@@ -38,7 +38,7 @@ def custom_register_lvis_instances(
 def custom_load_lvis_json(json_file: str, image_root: str, dataset_name: str | None = None) -> list[dict[str, Any]]:
     """The records of a json, images by ascending id.
 
-    Class indices are the ranks of the category ids, in annotations, ``neg_category_ids`` and ``pos_category_ids`` alike;
+    Class indices are the ranks of the category ids, in annotations, ``neg_category_ids`` and ``pos_category_ids``; only
     ``not_exhaustive_category_ids`` stay ids. Annotations need no mask, crowds are left out.
 
     Args:
