@@ -152,3 +152,31 @@ def test_training_without_ground_truth_is_an_error() -> None:
     features = {"p3": torch.zeros(1, 32, 8, 12), "p4": torch.zeros(1, 32, 4, 6)}
     with pytest.raises(AssertionError, match="CenterNet needs ground truth in training"):
         model(None, features, None)
+
+
+def test_losses_are_normalised_by_the_mean_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = "centernet.modeling.dense_heads.centernet"
+    other = torch.tensor([3.0, 4.0])  # positives and summed box weights of the other process
+    inputs = [torch.rand(120, 4), torch.randn(120, 3), None]
+    plain, local = detector(), detector(no_reduce=True)
+    targets = plain.assigner([objects([[10, 10, 30, 30]], [1])], [(8, 12), (4, 6)])
+    alone = plain.losses(targets, *inputs)
+    monkeypatch.setattr(f"{module}.get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.add_(other))
+    shared = plain.losses(targets, *inputs)
+    count, weight = len(targets.pos_inds), int((targets.distances.amax(dim=1) >= 0).sum())
+    assert_close(shared["loss_centernet_pos"] * (count + 3) / 2, alone["loss_centernet_pos"] * count)
+    assert_close(shared["loss_centernet_loc"] * (weight + 4) / 2, alone["loss_centernet_loc"] * weight)
+    assert local.losses(targets, *inputs) == alone
+
+
+def test_half_precision_outputs_have_losses_in_full_precision() -> None:
+    model = detector(with_agn_hm=True, centernet_head=CenterNetHead(32, 2, num_classes=3, with_agn_hm=True))
+    features = {"p3": torch.randn(1, 32, 8, 12), "p4": torch.randn(1, 32, 4, 6)}
+    truth = [objects([[10, 10, 30, 30]], [1])]
+    _, exact = model(None, features, truth)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, losses = model(None, features, truth)
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32
+        assert_close(loss, exact[name], rtol=0.05, atol=0.01)
