@@ -117,8 +117,10 @@ def _read_offsets(path: Path, archive: str) -> np.ndarray:
 
 def _load_npy(path: str | os.PathLike, key: str) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
+        with open(path, "rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; make the index of ImageNet-21K's archives, or set {key}") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be read as an array without pickled objects ({error}); check {key}") from None
+    except Exception as error:  # a damaged file raises almost anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path} cannot be read as an array without pickled objects ({reason}); check {key}") from None

@@ -178,6 +178,8 @@ def test_indexes_are_never_unpickled(tmp_path: Path) -> None:
         (None, "tar_files.npy does not exist; make the index.*or set DATALOADER.TARFILE_PATH"),
         (b"text", "tar_files.npy cannot be read as an array"),
         (b"", "tar_files.npy cannot be read as an array"),
+        (b"PK\x03\x04", "tar_files.npy cannot be read as an array"),
+        (b"\x93NUMPY\x01\x00\x10\x00{'descr': '<U4'\n(", "tar_files.npy cannot be read as an array"),
         (np.array(3), r"an array of shape \(\) and type int64, expected a list of archive paths"),
         (np.array([], dtype="U4"), r"an array of shape \(0,\)"),
         (np.array([["a.tar"]]), r"an array of shape \(1, 1\)"),
