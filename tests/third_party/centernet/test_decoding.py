@@ -126,7 +126,12 @@ def test_nothing_above_the_threshold_is_no_detection() -> None:
         assert instances.pred_boxes.tensor.shape == (0, 4)
 
 
-def test_scores_that_are_no_numbers_are_no_detections() -> None:
+def test_what_is_not_finite_is_no_detection() -> None:
     heat, distances = predictions()
     heat = [torch.full_like(each, torch.nan) for each in heat]
     assert [len(each) for each in decoder()(heat, distances, SIZES)] == [0, 0]
+    heat, distances = predictions()
+    distances[0][0] = torch.inf
+    (first, second) = decoder(nms_thresh=0.0, post_nms_topk=100000)(heat, distances, SIZES)
+    assert len(first) == int((heat[1][0] > 0.1).sum())
+    assert len(second) == sum(int((each[1] > 0.1).sum()) for each in heat)

@@ -53,6 +53,16 @@ def test_models_train_and_detect(cfg: CfgNode) -> None:
     assert together[1]["instances"].image_size == (128, 70)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (33, 2)])
+def test_images_of_any_size(size: tuple[int, int]) -> None:
+    model = build_model(two_stage_config(1)).eval()
+    with torch.no_grad():
+        (found,) = model([{"image": torch.zeros(3, *size)}])
+    boxes = found["instances"].pred_boxes.tensor
+    assert (boxes >= 0).all()
+    assert (boxes <= torch.tensor([*size[::-1], *size[::-1]])).all()
+
+
 def test_proposals_have_scores_in_evaluation_only() -> None:
     torch.manual_seed(0)
     model = build_model(two_stage_config(3))

@@ -1,5 +1,6 @@
 """The dense head, its targets, losses and decoding against recorded numbers of CenterNet2."""
 
+import inspect
 import re
 from typing import Any
 
@@ -76,7 +77,12 @@ def test_centernet_targets(golden: Golden) -> None:
 
 
 def detector(meta: dict[str, Any], **settings: Any) -> CenterNet:
-    return CenterNet(num_classes=meta["num_classes"], strides=meta["strides"], **settings)
+    """The module with defaults but for ``settings``, on as many of the default levels as the golden has strides."""
+    levels = len(meta["strides"])
+    defaults = inspect.signature(CenterNet.__init__).parameters
+    shared = {name: defaults[name].default[:levels] for name in ("in_features", "sizes_of_interest")}
+    shared |= {key: meta[key] for key in ("strides", "num_classes") if key in meta}
+    return CenterNet(**shared | settings)
 
 
 def ground_truth(image: dict[str, list], size: list[int]) -> Instances:
@@ -105,7 +111,7 @@ def test_centernet_losses(golden: Golden) -> None:
         sums = heatmap_focal_loss(inputs["mlogit"], inputs["mtarget"], inputs["pos"], inputs["mlabel"], **settings)
         close(golden, torch.stack(sums), f"multi{i}")
     pair = inputs["iou_pred"], inputs["iou_target"]
-    for name in ("iou", "linear_iou", "giou"):
+    for name in (key.removesuffix(".none") for key in golden.arrays if key.endswith(".none")):
         close(golden, IOULoss(name)(*pair, reduction="none"), f"{name}.none")
         close(golden, IOULoss(name)(*pair, inputs["iou_weight"]), f"{name}.wsum")
     check_complete_losses(golden)
@@ -150,7 +156,7 @@ def test_centernet_decode(golden: Golden) -> None:
             distances.append(torch.from_numpy(np.abs(3 * generator.standard_normal(shape)).astype(np.float32)))
             shape = (len(sizes), 1, height, width)
             object_maps.append(torch.from_numpy(generator.uniform(0, 1, shape).astype(np.float32)))
-        model = CenterNet(strides=meta["strides"], **case["settings"])
+        model = detector(meta, **case["settings"])
         decoder = model.train_decoder if case["training"] else model.test_decoder
         both = case["settings"]["with_agn_hm"] and not case["settings"]["only_proposal"]
         found = decoder(heatmaps, distances, sizes, object_maps if both else None)

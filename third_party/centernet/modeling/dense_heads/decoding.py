@@ -84,7 +84,7 @@ class Decoder:
 
     def _best(self, scores: Tensor, boxes: Tensor, classes: Tensor, image_size: Size) -> Instances:
         """The detections of an image among its candidates."""
-        there = scores >= 0
+        there = (scores >= 0) & boxes.isfinite().all(dim=1)
         scores, boxes, classes = scores[there], boxes[there], classes[there]
         order = scores.argsort(descending=True, stable=True)
         scores, boxes, classes = scores[order], boxes[order], classes[order]
