@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from detection.checkpoint import DeticCheckpointer
-from detection.class_embedding_hook import check_class_counts
+from detection.class_counts import check_class_counts
 from detection.data.loading import build_train_loader
 from detection.data.sample_randomness import random_numbers_of
 from detection.evaluate import do_test
