@@ -97,7 +97,7 @@ class CustomDatasetMapper(DatasetMapper):
             SizeMismatchError: its image has another size than it says.
             ImageError, OSError: its image cannot be read.
         """
-        dataset_dict = copy.deepcopy(dataset_dict)
+        dataset_dict = _copied(dataset_dict)
         source = 0 if self.is_debug else dataset_dict.get("dataset_source", 0)
         image = self._read_image(dataset_dict)
         utils.check_image_size(dataset_dict, image)
@@ -177,6 +177,16 @@ def build_train_mapper(cfg: Any) -> DatasetMapper:
     if not cfg.INPUT.CUSTOM_AUG:
         return DatasetMapper(cfg, True)
     return DatasetMapper(cfg, True, augmentations=build_custom_augmentation(cfg, True))
+
+
+def _copied(record: dict) -> dict:
+    """A copy to change; a deep one of thousands of polygon coordinates would take longer than decoding the image."""
+    annotations = [dict(annotation) for annotation in record.get("annotations", ())]
+    for annotation in annotations:
+        if isinstance(annotation.get("segmentation"), list):
+            annotation["segmentation"] = [np.array(polygon) for polygon in annotation["segmentation"]]
+    rest = copy.deepcopy({key: value for key, value in record.items() if key != "annotations"})
+    return rest | {"annotations": annotations} if "annotations" in record else rest
 
 
 def _augmentations_per_dataset(cfg: Any) -> list[list[T.Augmentation]]:

@@ -100,6 +100,16 @@ def test_boxes_and_labels_are_mapped_by_the_settings_of_their_data_set(
     assert "annotations" not in boxes and boxes["image_id"] == 1
 
 
+def test_arrays_in_a_record_stay_as_they_are(record: dict[str, Any]) -> None:
+    polygon = np.array(record["annotations"][0]["segmentation"][0])
+    record["annotations"][0]["segmentation"] = [polygon]
+    before = polygon.copy()
+    mapper = CustomDatasetMapper(settings(DATALOADER__DATASET_INPUT_SIZE=[32, 32]), True)
+    first = mapper(record)["instances"].gt_masks.get_bounding_boxes().tensor[0]
+    assert_array_equal(polygon, before)
+    assert (first <= 32).all()
+
+
 def test_boxes_and_masks_follow_the_flip_and_the_window(record: dict[str, Any]) -> None:
     mapper = CustomDatasetMapper(settings(), True)
     seen = set()
