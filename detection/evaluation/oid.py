@@ -170,8 +170,8 @@ class OIDEvaluator(DatasetEvaluator):
                 np.array(counts, dtype=np.int64),
             ),
             label=label,
-            box=np.concatenate([np.zeros((0, 4)), *(prediction.box for prediction in known)]),
-            score=np.concatenate([np.zeros(0), *(prediction.score for prediction in known)]),
+            box=np.concatenate([np.zeros((0, 4), dtype=np.float32), *(prediction.box for prediction in known)]),
+            score=np.concatenate([np.zeros(0, dtype=np.float32), *(prediction.score for prediction in known)]),
             masks=masks,
         )
 

@@ -6,7 +6,7 @@ may stand for a group of objects; and a detection also counts for every ancestor
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,8 @@ class OpenImagesDetections:
     Attributes:
         image: (D,) rows of ``OpenImagesGroundTruth.image_ids``.
         label: (D,) class indices.
-        box: (D, 4) float64, x, y, width, height in pixels.
-        score: (D,) float64.
+        box: (D, 4) x, y, width, height in pixels.
+        score: (D,)
         masks: D run-length encodings, or None.
     """
 
@@ -197,10 +197,14 @@ def evaluate_detections(
         with_masks: overlaps of masks instead of boxes.
         max_detections: the best ones of each image count.
     """
-    kept = _best_per_image(detections, max_detections)
-    if ancestors is not None:
-        kept = _with_ancestors(kept, ancestors)
-    kept = kept.take(ground_truth.verified[kept.image, kept.label])
+    rows, label = _best_per_image(detections, max_detections), detections.label
+    if ancestors is None:
+        label = label[rows]
+    else:
+        rows, label = _with_ancestors(rows, label, ancestors)
+    # A few in a hundred are of a class that was verified: what costs memory comes after this.
+    counted = ground_truth.verified[detections.image[rows], label]
+    kept = replace(detections.take(rows[counted]), label=label[counted])
     num_classes = ground_truth.num_classes
     # One key per pair of image and class: only what shares a key can match.
     keys = kept.image * num_classes + kept.label
@@ -219,19 +223,23 @@ def evaluate_detections(
     return OpenImagesResult(ap, recall, num_annotations)
 
 
-def _best_per_image(detections: OpenImagesDetections, limit: int) -> OpenImagesDetections:
+def _best_per_image(detections: OpenImagesDetections, limit: int) -> np.ndarray:
+    """Rows of the best detections of each image, images and scores in order."""
     order = np.lexsort((-detections.score, detections.image))
     image = detections.image[order]
     starts = np.searchsorted(image, image)  # first position of each one's image
-    return detections.take(order[np.arange(len(image)) - starts < limit])
+    return order[np.arange(len(image)) - starts < limit]
 
 
-def _with_ancestors(detections: OpenImagesDetections, ancestors: Sequence[Sequence[int]]) -> OpenImagesDetections:
+def _with_ancestors(
+    rows: np.ndarray, label: np.ndarray, ancestors: Sequence[Sequence[int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows, each repeated for every class that it counts for, and these classes."""
     counts = np.array([1 + len(classes) for classes in ancestors], dtype=np.int64)
     flat = np.array([number for index, classes in enumerate(ancestors) for number in (index, *classes)], dtype=np.int64)
-    rows, positions = _ranges(np.cumsum(counts)[detections.label] - counts[detections.label], counts[detections.label])
-    copies = detections.take(rows)
-    return OpenImagesDetections(copies.image, flat[positions], copies.box, copies.score, copies.masks)
+    own = label[rows]
+    repeated, positions = _ranges((np.cumsum(counts) - counts)[own], counts[own])
+    return rows[repeated], flat[positions]
 
 
 def _match(
@@ -294,7 +302,7 @@ def _pair_overlaps(
     """(P,) IoU of pairs of a detection and an annotation; for a group intersection over the detection's area."""
     if with_masks:
         return _mask_overlaps(ground_truth, detections, rows, annotations)
-    one, other = detections.box[rows], ground_truth.box[annotations]
+    one, other = detections.box[rows].astype(np.float64), ground_truth.box[annotations]
     top_left = np.maximum(one[:, :2], other[:, :2])
     bottom_right = np.minimum(one[:, :2] + one[:, 2:], other[:, :2] + other[:, 2:])
     intersection = np.clip(bottom_right - top_left, 0, None).prod(axis=1)
