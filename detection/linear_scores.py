@@ -34,7 +34,8 @@ class LinearScores:
         """(R, n) float32 logits of the classes, a tensor of their own."""
         if self.weight is None:
             return self.features[:, classes].float().clone()
-        logits = (self.features @ self.weight[:, classes]).float()
+        weight = self.weight[:, classes] if isinstance(classes, slice) else self.weight.index_select(1, classes)
+        logits = (self.features @ weight).float()
         if self.bias is not None:
             logits += self.bias if len(self.bias) == 1 else self.bias[classes]
         return logits

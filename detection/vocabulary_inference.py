@@ -141,7 +141,7 @@ def detect(
         )
         for image_valid in valid.split(counts)
     ]
-    _score_classes(stages, factors, pools, counts, sigmoid, max(classes_per_chunk, 1))
+    _score_classes(stages, factors, valid, pools, counts, sigmoid, max(classes_per_chunk, 1))
     results = [
         _suppress(pool, image_boxes, image_size, nms_thresh, topk_per_image)
         for pool, image_boxes, image_size in zip(pools, boxes, image_sizes, strict=True)
@@ -152,6 +152,7 @@ def detect(
 def _score_classes(
     stages: Sequence[LinearScores],
     factors: Tensor | None,
+    valid: Tensor,
     pools: Sequence[_Candidates],
     counts: Sequence[int],
     sigmoid: bool,
@@ -160,7 +161,7 @@ def _score_classes(
     """Fill the pools, some classes at a time."""
     num_classes = stages[0].num_columns - 1
     normalisers = None if sigmoid else log_normalisers(stages, classes_per_chunk)
-    screen = Screen.of(stages, num_classes, classes_per_chunk) if sigmoid else None
+    screen = Screen.of(stages, valid, num_classes, classes_per_chunk) if sigmoid else None
     for start in range(0, num_classes, classes_per_chunk):
         classes: Tensor | slice = slice(start, min(start + classes_per_chunk, num_classes))
         if screen is not None:
@@ -182,7 +183,7 @@ def _suppress(
 ) -> tuple[Instances, Tensor]:
     rows, classes, scores = pool.sorted()
     if boxes.shape[1] > 4:
-        candidates = Boxes(boxes.view(len(boxes), -1, 4)[rows, classes])
+        candidates = Boxes(boxes.view(len(boxes), boxes.shape[1] // 4, 4)[rows, classes])
     else:
         candidates = Boxes(boxes[rows])
     candidates.clip(image_size)
