@@ -7,6 +7,7 @@ from torch import Tensor
 
 from detection.box_predictor import NO_CLASSIFIER, DeticFastRCNNOutputLayers
 from detection.image_losses import ClassifierInfo
+from detection.shared_masks import masks_of_distinct_boxes
 from detection.vocabulary_inference import LinearScores, detect
 from detection.weak_proposals import top_proposals
 from detectron2.config import CfgNode, configurable
@@ -38,6 +39,7 @@ class DeticCascadeROIHeads(CascadeROIHeads):
         add_feature_to_prop: bool = False,
         mask_weight: float = 1.0,
         one_class_per_proposal: bool = False,
+        class_agnostic_mask: bool = False,
         **kwargs: Any,
     ) -> None:
         """
@@ -48,6 +50,7 @@ class DeticCascadeROIHeads(CascadeROIHeads):
             add_feature_to_prop: store each stage's region features on its proposals, as ``feat``.
             mask_weight: of the mask loss.
             one_class_per_proposal: of each region only the best class can be detected.
+            class_agnostic_mask: the mask head knows no classes, so detections of one box share their mask.
             kwargs: of `CascadeROIHeads`.
         """
         super().__init__(**kwargs)
@@ -59,6 +62,7 @@ class DeticCascadeROIHeads(CascadeROIHeads):
         self.add_feature_to_prop = add_feature_to_prop
         self.mask_weight = mask_weight
         self.one_class_per_proposal = one_class_per_proposal
+        self.class_agnostic_mask = class_agnostic_mask
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -72,6 +76,7 @@ class DeticCascadeROIHeads(CascadeROIHeads):
             "add_feature_to_prop": head.ADD_FEATURE_TO_PROP,
             "mask_weight": cfg.MODEL.ROI_HEADS.MASK_WEIGHT,
             "one_class_per_proposal": cfg.MODEL.ROI_HEADS.ONE_CLASS_PER_PROPOSAL,
+            "class_agnostic_mask": cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK,
         }
 
     @classmethod
@@ -185,9 +190,11 @@ class DeticCascadeROIHeads(CascadeROIHeads):
     ) -> list[Instances]:
         maps = [features[name] for name in self.box_in_features]
         image_sizes = [each.image_size for each in proposals]
+        last = self.box_predictor[-1]
         proposal_scores = None
         if self.mult_proposal_score:
-            proposal_scores = [each.scores if each.has("scores") else each.objectness_logits for each in proposals]
+            proposals = [_able_to_pass(each, last.test_score_thresh) for each in proposals]
+            proposal_scores = [_scores(each) for each in proposals]
         stages: list[LinearScores] = []
         refined: Sequence[Tensor] = ()
         for stage, predictor in enumerate(self.box_predictor):
@@ -196,7 +203,6 @@ class DeticCascadeROIHeads(CascadeROIHeads):
             region_features = self._region_features(maps, proposals, stage)
             stages.append(predictor.linear_scores(region_features, classifier_info[0]))
             refined = predictor.predict_boxes_from_features(region_features, proposals)
-        last = self.box_predictor[-1]
         detections, _ = detect(
             stages,
             refined,
@@ -210,6 +216,14 @@ class DeticCascadeROIHeads(CascadeROIHeads):
             classes_per_chunk=last.classes_per_chunk,
         )
         return detections
+
+    def _forward_mask(
+        self, features: dict[str, Tensor], instances: list[Instances]
+    ) -> dict[str, Tensor] | list[Instances]:
+        forward_mask = super()._forward_mask
+        if self.training or not (self.mask_on and self.class_agnostic_mask):
+            return forward_mask(features, instances)
+        return masks_of_distinct_boxes(forward_mask, features, instances)
 
     def _region_features(self, features: list[Tensor], proposals: list[Instances], stage: int) -> Tensor:
         """What the stage's predictor reads of the proposals of all images."""
@@ -258,3 +272,13 @@ class DeticCascadeROIHeads(CascadeROIHeads):
     def _no_loss(self, features: dict[str, Tensor]) -> Tensor:
         """A zero in place of a loss that the batch's kind has not: all processes log the same losses."""
         return next(iter(features.values())).new_zeros(())
+
+
+def _scores(proposals: Instances) -> Tensor:
+    return proposals.scores if proposals.has("scores") else proposals.objectness_logits
+
+
+def _able_to_pass(proposals: Instances, score_thresh: float) -> Instances:
+    """Those whose score would exceed the threshold if a class had probability 1: no other can become a detection."""
+    able = _scores(proposals).sqrt() > score_thresh  # NaN is not
+    return proposals[able]

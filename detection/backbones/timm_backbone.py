@@ -9,6 +9,7 @@ from timm.layers import BatchNormAct2d, freeze_batch_norm_2d
 from timm.models import FeatureListNet
 from torch import Tensor, nn
 
+from detection.backbones.folded import FoldedNetwork
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
@@ -80,6 +81,7 @@ class TimmBackbone(Backbone):
         super().__init__()
         indices = [int(level) - 1 for level in out_levels]
         self.base = _build_base(base_name, indices, pretrained)
+        self._inference = FoldedNetwork()
         if isinstance(self.base, ClassifierFeatures):
             channels, strides = self.base.channels, self.base.reductions
         else:
@@ -100,7 +102,7 @@ class TimmBackbone(Backbone):
         return 32
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return dict(zip(self._out_features, self.base(x), strict=True))
+        return dict(zip(self._out_features, self._inference(self.base, x), strict=True))
 
 
 def _build_base(name: str, indices: list[int], pretrained: bool) -> nn.Module:
