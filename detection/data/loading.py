@@ -244,6 +244,8 @@ def _check_grouping(cfg: Any) -> None:
 
 def _check_classes(cfg: Any, dataset: list[dict]) -> None:
     """Class indices beyond the head's would train nothing, or crash an hour later."""
+    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":  # knows no classes
+        return
     key, num_classes = _class_count(cfg)
     for record in dataset:
         source = record.get("dataset_source", 0)
@@ -266,4 +268,6 @@ def _class_count(cfg: Any) -> tuple[str, int]:
         return "MODEL.CENTERNET.NUM_CLASSES", cfg.MODEL.CENTERNET.NUM_CLASSES
     if cfg.MODEL.META_ARCHITECTURE == "DeformableDetr":
         return "MODEL.DETR.NUM_CLASSES", cfg.MODEL.DETR.NUM_CLASSES
+    if cfg.MODEL.RESET_CLS_TRAIN:
+        return "MODEL.TRAIN_NUM_CLASSES", cfg.MODEL.TRAIN_NUM_CLASSES
     return "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES
