@@ -87,10 +87,13 @@ def build_evaluator(cfg: CfgNode, name: str, output_dir: str) -> DatasetEvaluato
     kind = MetadataCatalog.get(name).get("evaluator_type")
     if kind == "lvis" or cfg.GEN_PSEDO_LABELS:
         _let_lvis_run()
-        return LVISEvaluator(name, output_dir=output_dir)
+        try:
+            return LVISEvaluator(name, output_dir=output_dir)
+        except ValueError as error:
+            raise InputError(f"data set {name} cannot be evaluated as LVIS: {error}") from error
     if kind == "coco":
-        evaluator = CustomCOCOEvaluator if name == _SEEN_AND_UNSEEN else COCOEvaluator
-        return evaluator(name, output_dir=output_dir)
+        two_groups = name == _SEEN_AND_UNSEEN or MetadataCatalog.get(name).get("unseen_classes")
+        return (CustomCOCOEvaluator if two_groups else COCOEvaluator)(name, output_dir=output_dir)
     if kind == "oid":
         return OIDEvaluator(name, cfg, True, output_dir)
     raise InputError(f"data set {name} has the evaluator_type {kind!r}, expected coco, lvis or oid in its metadata")
