@@ -12,10 +12,11 @@ from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import Tensor, nn
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.safe_pickle import read_torch_archive
 
-__all__ = ["DeticCheckpointer", "read_checkpoint", "weights_of"]
+__all__ = ["DeticCheckpointer", "has_own_classes", "read_checkpoint", "weights_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +41,21 @@ class DeticCheckpointer(DetectionCheckpointer):
 
     ``zs_weight`` and ``freq_weight`` of another number of classes are skipped: those of the config stay. Entries that
     are computed or never used may be missing or surplus without a word (`_HARMLESS`); any other difference is a warning
-    or, with ``require_all``, an error.
+    or, in `load_all`, an error.
     """
 
-    require_all = False
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, keep_class_embeddings: bool = False, **kwargs: Any
+    ) -> None:
+        """
+        Args:
+            keep_class_embeddings: ``zs_weight`` and ``freq_weight`` of the model stay also where the checkpoint has as
+                many classes: those may be others. See `has_own_classes`.
+            kwargs: of `DetectionCheckpointer`.
+        """
+        super().__init__(model, save_dir, **kwargs)
+        self.keep_class_embeddings = keep_class_embeddings
+        self.require_all = False
 
     def load_all(self, path: str) -> dict[str, Any]:
         """`load` for evaluation: an error where a parameter of the model gets no value.
@@ -68,6 +80,9 @@ class DeticCheckpointer(DetectionCheckpointer):
         return _weights_alone(filename)
 
     def _load_model(self, checkpoint: Any) -> _IncompatibleKeys:
+        if self.keep_class_embeddings:
+            weights = checkpoint["model"]
+            checkpoint["model"] = {name: value for name, value in weights.items() if not _OF_CLASSES.search(name)}
         found = super()._load_model(checkpoint)
         for name, stored, own in found.incorrect_shapes:
             if _OF_CLASSES.search(name):
@@ -83,6 +98,15 @@ class DeticCheckpointer(DetectionCheckpointer):
         if self.require_all:
             _check_complete(missing, mismatched)
         return _IncompatibleKeys(missing, _harmful(found.unexpected_keys), mismatched)
+
+
+def has_own_classes(cfg: CfgNode) -> bool:
+    """Whether ``MODEL.CLASS_EMBEDDINGS`` says what the classes are, so that a checkpoint must not.
+
+    With the published keys alone, a checkpoint of as many classes brings its own embeddings, as published.
+    """
+    node = cfg.MODEL.CLASS_EMBEDDINGS
+    return bool(node.PROMPT or node.VOCABULARY or node.PATH)
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from detection.checkpoint import DeticCheckpointer, read_checkpoint, weights_of
+from detection.checkpoint import DeticCheckpointer, has_own_classes, read_checkpoint, weights_of
 from prompt_pretrain.errors import InputError
+from tests.detection.released_models import released_config
 from third_party import detectron2_source
 
 
@@ -48,6 +49,28 @@ def test_embeddings_of_other_classes_stay_out_with_a_warning(tmp_path: Path, cap
         "cls_score.zs_weight: 5 classes in the checkpoint, 3 in the model, whose own stay",
         "freq_weight: 5 classes in the checkpoint, 3 in the model, whose own stay",
     ]
+
+
+def test_the_config_s_classes_can_win_over_as_many_of_the_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored, model = Small(), Small()
+    stored.cls_score.zs_weight.fill_(9)
+    stored.freq_weight.fill_(9)
+    path = save(tmp_path / "a.pth", stored)
+    DeticCheckpointer(model, keep_class_embeddings=True).load_all(path)
+    assert torch.equal(model.cls_score.weight, stored.cls_score.weight)
+    assert (model.cls_score.zs_weight == 1).all() and (model.freq_weight == 1).all()
+    DeticCheckpointer(model).load_all(path)  # as published
+    assert (model.cls_score.zs_weight == 9).all() and (model.freq_weight == 9).all()
+    assert warnings(caplog) == []
+
+
+def test_the_config_names_its_classes_by_any_of_its_keys() -> None:
+    cfg = released_config("BoxSup-C2_L_CLIP_R5021k_640b64_4x_pomp")
+    assert not has_own_classes(cfg)
+    cfg.MODEL.CLASS_EMBEDDINGS.VOCABULARY = "red car,cone"
+    assert has_own_classes(cfg)
 
 
 def test_harmless_differences_pass_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
