@@ -38,7 +38,8 @@ def small_config(folder: Path, **overrides: Any) -> CfgNode:
         "MODEL.ROI_BOX_HEAD.CAT_FREQ_PATH": str(write_category_counts(folder / "counts.json", COUNTS)),
     }
     given = {name.replace("__", "."): value for name, value in overrides.items()}
-    return released_config("Detic_LbaseI_CLIP_R5021k_640b64_4x_ft4x_max-size", _SMALL | files | given)
+    device = given.pop("MODEL.DEVICE", "cpu")
+    return released_config("Detic_LbaseI_CLIP_R5021k_640b64_4x_ft4x_max-size", _SMALL | files | given, device)
 
 
 def small_model(folder: Path, **overrides: Any) -> CustomRCNN:

@@ -158,6 +158,25 @@ def test_one_caption_of_each_image_is_drawn(tmp_path: Path, monkeypatch: pytest.
         losses_of(model, small_input("caption", seed=3, captions=[]))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "warned"),
+    [
+        ({}, False),
+        ({"MODEL__CLASS_EMBEDDINGS__PROMPT": "prompt.pth"}, True),
+        ({"MODEL__CLASS_EMBEDDINGS__PROMPT": "prompt.pth", "MODEL__CAPTION_CLIP": "ViT-B/16"}, False),
+    ],
+)
+def test_captions_in_another_text_space_are_warned_about(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    overrides: dict[str, Any],
+    warned: bool,
+) -> None:
+    caption_model(tmp_path, monkeypatch, **overrides)
+    assert ("captions by ViT-B/32, whose text features are unrelated" in caplog.text) == warned
+
+
 def test_captions_of_all_processes_are_gathered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = caption_model(tmp_path, monkeypatch, MODEL__SYNC_CAPTION_BATCH=True, MODEL__CAP_BATCH_RATIO=2)
     sent = []
@@ -226,3 +245,15 @@ def test_unfit_parts_are_refused(tmp_path: Path, change: Callable[[CfgNode], Non
     change(cfg)
     with pytest.raises(InputError, match=message):
         CustomRCNN(cfg)
+
+
+@pytest.mark.cuda
+def test_half_precision_changes_losses_little(tmp_path: Path) -> None:
+    found = []
+    for fp16 in (False, True):
+        model = small_model(tmp_path, FP16=fp16, MODEL__DEVICE="cuda")
+        torch.manual_seed(1)
+        losses = losses_of(model, small_input())
+        assert all(loss.dtype == torch.float32 for loss in losses.values())
+        found.append({name: loss.item() for name, loss in losses.items()})
+    assert found[1] == pytest.approx(found[0], rel=0.1, abs=0.02)

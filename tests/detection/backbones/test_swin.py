@@ -15,6 +15,7 @@ from detection.backbones.swin import (
     shift_mask,
 )
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
 from prompt_pretrain.errors import InputError
 from tests.detection.released_models import released_config
 
@@ -121,3 +122,10 @@ def test_unknown_sizes_and_stages_are_errors() -> None:
         build_swintransformer_backbone(cfg, ShapeSpec(channels=3))
     with pytest.raises(InputError, match=r"MODEL\.SWIN\.OUT_FEATURES is \[4\]; expected some of 0 to 3"):
         SwinTransformer(TINY, (4,))
+
+
+def test_the_pyramid_that_is_left_out_says_so() -> None:
+    cfg = released_config("BoxSup-C2_Lbase_CLIP_SwinB_896b32_4x")
+    cfg.MODEL.BACKBONE.NAME = "build_swintransformer_bifpn_backbone"
+    with pytest.raises(NotImplementedError, match="use build_swintransformer_fpn_backbone"):
+        build_backbone(cfg)
