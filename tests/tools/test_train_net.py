@@ -1,17 +1,23 @@
 """``tools/train_net.py``: choice of the task, exit codes, several processes, and a run that is killed."""
 
+import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from prompt_pretrain.command_line import run_command
+from prompt_pretrain.errors import InputError
+from prompt_pretrain.pretrain import TrainingInterrupted
 from tests.detection.tiny_runs import command, write_config
 from tools import train_net
 
@@ -102,19 +108,55 @@ def test_two_processes_train_alike_under_both_launchers(tmp_path: Path) -> None:
     for folder in folders:
         folder.mkdir()
     short = ["SOLVER.MAX_ITER", "2", "FIND_UNUSED_PARAM", "True"]
-    launch = ["--num-gpus", "2", "--dist-url", "auto", *command(folders[0], *short)]
+    launch = ["--num-gpus", "2", "--dist-url", "auto", *command(folders[0], *short, test=False)]
     assert start(launch, tmp_path / "launch.log").wait() == 0, (tmp_path / "launch.log").read_text()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", TOOL[1]]
-    run = start(command(folders[1], *short), tmp_path / "torchrun.log", torchrun)
+    run = start(command(folders[1], *short, test=False), tmp_path / "torchrun.log", torchrun)
     assert run.wait() == 0, (tmp_path / "torchrun.log").read_text()
     one, other = map(final_weights, folders)
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-@pytest.mark.slow
-def test_bad_input_of_a_process_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
-    launch = ["--num-gpus", "2", "--dist-url", "auto", *command(tmp_path, "MODEL.WEIGHTS", "nix.pth")]
-    assert start(launch, tmp_path / "log").wait() == 2
-    text = (tmp_path / "log").read_text()
-    assert text.count("error: MODEL.WEIGHTS nix.pth not found") == 1
-    assert "Traceback" not in text
+class Task:
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+
+    def main(self, args: object) -> None:
+        if self.error:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(None, 0), (InputError("no such thing"), 2), (TrainingInterrupted("stopped after 3"), 130)]
+)
+def test_exit_code_of_a_process_reaches_the_command(
+    error: Exception | None, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_net, "_module", lambda task: Task(error))
+    monkeypatch.setattr(train_net, "find_task", lambda args: "detection")
+    monkeypatch.setattr(train_net, "parse_args", lambda argv: SimpleNamespace(num_machines=1, machine_rank=0, **argv))
+
+    def in_one_process(function: Callable[..., None], *sizes: int, args: tuple, **options: object) -> None:
+        try:
+            function(*args)
+        except SystemExit as left:
+            raise ProcessExitedException("", error_index=0, error_pid=1, exit_code=left.code) from None
+
+    monkeypatch.setattr(train_net, "launch", in_one_process)
+    assert run_command(train_net.main, {"num_gpus": 2, "dist_url": "auto"}) == code
+    err = capsys.readouterr().err
+    assert err == ("" if error is None else f"error: {error}\n" if code == 2 else f"{error}\n")
+    assert run_command(train_net.main, {"num_gpus": 1, "dist_url": "auto"}) == code
+
+
+def test_other_processes_leave_the_complaint_to_the_main_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(train_net, "_module", lambda task: Task(InputError("x")))
+    monkeypatch.setattr(train_net.time, "sleep", waited.append)
+    with pytest.raises(InputError):
+        train_net._run_after_main("detection", argparse.Namespace())
+    assert not waited
+    monkeypatch.setattr(train_net.comm, "is_main_process", lambda: False)
+    with pytest.raises(InputError):
+        train_net._run_after_main("detection", argparse.Namespace())
+    assert waited == [5]
