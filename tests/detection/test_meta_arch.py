@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from prompt_pretrain.errors import InputError
 from tests.detection.small_rcnn import NUM_CLASSES, WIDTH, small_input, small_model
+from tests.prompt_pretrain.processes import run_ranks
 
 
 class WordLengths(nn.Module):
@@ -133,6 +134,38 @@ def test_mixed_unknown_and_missing_annotations_are_named(model: CustomRCNN) -> N
     del entry["instances"]
     with pytest.raises(InputError, match=r"7\.jpg of a batch with boxes has no 'instances'"):
         losses_of(model, entry)
+
+
+SYNCED = {"MODEL__SYNC_CAPTION_BATCH": True, "MODEL__CAP_BATCH_RATIO": 2}
+CAPTIONED = [small_input("caption", captions=["four"]), small_input("caption", seed=1, captions=["seven.."])]
+
+
+def one_of_two_processes(rank: int, folder: Path) -> None:
+    """The first process has two captions, the second an image with boxes."""
+    (folder / str(rank)).mkdir()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        model = caption_model(folder / str(rank), monkeypatch, **SYNCED)
+        losses = losses_of(model, *(CAPTIONED if rank == 0 else [small_input()]))
+    torch.save({name: loss.detach() for name, loss in losses.items()}, folder / f"{rank}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_share_their_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_ranks(one_of_two_processes, 2, tmp_path)
+    of_captions, of_boxes = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert of_captions.keys() == of_boxes.keys()
+
+    def with_zeros(rows: Tensor) -> list[Tensor]:
+        other = torch.zeros_like(rows)
+        other[:, -1] = 1
+        return [rows, other]
+
+    model = caption_model(tmp_path, monkeypatch, **SYNCED)
+    monkeypatch.setattr(comm, "all_gather", with_zeros)
+    alone = losses_of(model, *CAPTIONED)
+    for stage in range(3):
+        assert_close(of_captions[f"image_loss_stage{stage}"], alone[f"image_loss_stage{stage}"].detach())
+        assert of_captions[f"image_loss_stage{stage}"] > 0 and of_boxes[f"image_loss_stage{stage}"] == 0
 
 
 def caption_model(folder: Path, monkeypatch: pytest.MonkeyPatch, **overrides: Any) -> CustomRCNN:
