@@ -244,7 +244,8 @@ class DeticFastRCNNOutputLayers(FastRCNNOutputLayers):
         if advanced and self.ignore_zero_cats:
             weights = self.freq_weight if sampled is None else self.freq_weight[sampled]
             classes = classes[weights[classes] > _HAS_IMAGES]
-        logits = logits[:, classes] if len(classes) < logits.shape[1] - 1 else logits[:, :-1]
+        everything = len(classes) == logits.shape[1] - 1
+        logits = logits[:, :-1] if everything else logits.index_select(1, classes)
         target = (gt_classes[:, None] == classes).to(logits.dtype)
         return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(gt_classes)
 
