@@ -72,14 +72,14 @@ def load(
     built = cfg.clone()
     built.MODEL.ROI_BOX_HEAD.ZEROSHOT_WEIGHT_PATH = "rand"  # the classifier comes later, from weights or embeddings
     model = build_model(built).eval()
+    knows_classes = not cfg.MODEL.ROI_BOX_HEAD.USE_ZEROSHOT_CLS
     if path:
+        random = _stored_classifier(model)
         _load_weights(model, path)
-    detector = Detector(cfg, model)
-    if embeddings is not None:
-        detector.set_classes(embeddings)
-    elif path or not cfg.MODEL.ROI_BOX_HEAD.USE_ZEROSHOT_CLS:
-        detector.class_names = _training_names(cfg)
-    return detector
+        # Class embeddings of another number of classes are not loaded; random ones would detect nothing but noise.
+        knows_classes = knows_classes or not torch.equal(random, _stored_classifier(model))
+    detector = Detector(cfg, model, _training_names(cfg) if knows_classes else ())
+    return detector if embeddings is None else detector.set_classes(embeddings)
 
 
 class Detector:
@@ -217,7 +217,8 @@ class Detector:
         return {"image": tensor, "height": height, "width": width, "source": image.source, "index": index}
 
     def _padded_size(self, image: Tensor) -> tuple[int, int]:
-        unit = max(int(self.model.backbone.size_divisibility), 1)
+        backbone = getattr(self.model, "backbone", None)  # Deformable DETR has one inside its transformer
+        unit = max(int(getattr(backbone, "size_divisibility", 0)), 1)
         height, width = (-(-side // unit) * unit for side in image.shape[1:])
         return height, width
 
@@ -286,6 +287,12 @@ def _load_weights(model: nn.Module, path: str) -> None:
     if "://" not in path and not os.path.isfile(path):
         raise InputError(f"no weights {path}; check the path or MODEL.WEIGHTS")
     DeticCheckpointer(model).load_all(path)
+
+
+def _stored_classifier(model: nn.Module) -> Tensor:
+    """A copy of the frozen classifier of a zero-shot model; empty for others."""
+    found = [value for name, value in model.state_dict().items() if name.endswith("cls_score.zs_weight")]
+    return found[0].clone() if found else torch.empty(0)
 
 
 def _training_names(cfg: CfgNode) -> tuple[str, ...]:

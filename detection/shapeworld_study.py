@@ -67,14 +67,6 @@ RUNS = (
     DetectionRun("boxes", "boxes of base classes", "shapeworld_boxsup"),
     DetectionRun("boxes_shuffled", "the same, trained with shuffled embeddings", "shapeworld_boxsup", shuffled=True),
     DetectionRun(
-        "boxes_shuffled_at_test",
-        "the same, embeddings shuffled at test time only",
-        "shapeworld_boxsup",
-        start="boxes",
-        shuffled=True,
-        eval_only=True,
-    ),
-    DetectionRun(
         "more_boxes",
         "second stage with boxes alone",
         "shapeworld_detic",
@@ -135,15 +127,21 @@ class DetectionStudy:
         """Every run with every seed.
 
         Args:
-            jobs: seeds at work side by side.
+            jobs: runs side by side.
         Returns:
             Run name -> one entry per seed: ``results`` (data set -> metric in percent), ``seconds``.
         """
         if not seeds:
             raise InputError("no seed given; give at least one")
+        found: dict[str, list[dict[str, Any]]] = {}
         with ThreadPoolExecutor(jobs) as pool:
-            of_seeds = list(pool.map(lambda seed: [self.result(run, seed, announce) for run in RUNS], seeds))
-        return {run.name: [results[number] for results in of_seeds] for number, run in enumerate(RUNS)}
+            for stage in range(1 + max(map(_stage, RUNS))):  # what others start from comes first
+                runs = [run for run in RUNS if _stage(run) == stage]
+                pairs = [(run, seed) for run in runs for seed in seeds]
+                results = list(pool.map(lambda pair: self.result(*pair, announce), pairs))
+                for number, run in enumerate(runs):
+                    found[run.name] = results[number * len(seeds) : (number + 1) * len(seeds)]
+        return found
 
     def result(self, run: DetectionRun, seed: int, announce: Callable[[str], None] = print) -> dict[str, Any]:
         """Metrics of one run, from its file or made now."""
@@ -206,9 +204,8 @@ class DetectionStudy:
     def _settings(self, run: DetectionRun, seed: int) -> str:
         """Hash of what the result depends on."""
         files = [(_CONFIGS / f"{run.config}.yaml").read_text(), (_CONFIGS / "shapeworld_boxsup.yaml").read_text()]
-        started = [each for each in RUNS if each.name == run.start]
         content = [asdict(run), files, self.overrides, asdict(self.worlds), seed]
-        content += [self._settings(each, seed) for each in started]
+        content += [self._settings(_named(run.start), seed)] if run.start else []
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def _metrics(self, data_set: str, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -242,6 +239,15 @@ class DetectionStudy:
         path = self._shuffled_file(seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         ClassEmbeddings(made.embeddings[order], made.class_names, made.clip_id, "shuffled").save(path)
+
+
+def _stage(run: DetectionRun) -> int:
+    """How many runs come before it."""
+    return 1 + _stage(_named(run.start)) if run.start else 0
+
+
+def _named(name: str) -> DetectionRun:
+    return next(run for run in RUNS if run.name == name)
 
 
 def render(study: DetectionStudy, seeds: Sequence[int], results: dict[str, list[dict[str, Any]]], command: str) -> str:

@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", default="output/shapeworld_detection", metavar="DIR", help="data sets and runs")
     add("--document", default=str(ROOT / "docs" / "RESULTS.md"), metavar="MD", help="default: docs/RESULTS.md")
     add("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    add("--jobs", type=int, default=min(cores, 3), help="seeds at work side by side, one core each")
+    add("--jobs", type=int, default=min(cores, 4), help="runs side by side, one core each")
     add("--workers", type=int, default=min(cores, 8), help="processes that draw")
     add("overrides", nargs="*", metavar="KEY VALUE", help="settings for all runs")
     return parser

@@ -135,13 +135,18 @@ def test_bad_classes(detector: Detector, tmp_path: Path) -> None:
         detector.set_classes(tmp_path / "none.npy")
 
 
-def test_weights_bring_their_classes(detector: Detector, tmp_path: Path) -> None:
+def test_weights_bring_their_classes_if_there_are_as_many(detector: Detector, tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
-    torch.save({"model": detector.model.state_dict()}, path)
-    overrides = [*FEW, "MODEL.CLASS_EMBEDDINGS.CACHE_DIR", str(tmp_path)]
-    expected = detector.predict(picture())
-    again = load(CONFIG, path, "cpu", overrides=overrides).set_classes(NAMES)
-    same(again.predict(picture()), expected)
+    overrides = [*FEW, "MODEL.CLASS_EMBEDDINGS.CACHE_DIR", str(tmp_path), "MODEL.ROI_HEADS.NUM_CLASSES", 5]
+    fresh = load(CONFIG, "", "cpu", overrides=overrides)
+    torch.save({"model": fresh.model.state_dict()}, path)
+    again = load(CONFIG, path, "cpu", overrides=overrides)
+    assert len(again.class_names) == 5
+    other = load(CONFIG, path, "cpu", overrides=[*overrides, "MODEL.ROI_HEADS.NUM_CLASSES", 7])
+    with pytest.raises(InputError, match="call set_classes first"):
+        other.predict(picture())
+    expected = again.set_classes(NAMES).predict(picture())
+    same(other.set_classes(NAMES).predict(picture()), expected)
 
 
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:
