@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from detection.evaluate import build_evaluator, classifier_restored, do_test
+from detection.evaluate import _with_test_time_augmentation, build_evaluator, classifier_restored, do_test
 from detection.evaluation.coco_zeroshot import CustomCOCOEvaluator
 from detection.evaluation_table import published_numbers, results_table
 from detection.reset_classifier import reset_cls_test
@@ -66,6 +66,11 @@ def test_missing_test_classifiers_are_an_error() -> None:
     cfg.MODEL.TEST_CLASSIFIERS = ["c.npy"]
     with pytest.raises(InputError, match="for each of the 2 data sets of DATASETS.TEST, found 1 and 0"):
         do_test(cfg, nn.Module())
+
+
+def test_augmentation_needs_a_two_stage_detector() -> None:
+    with pytest.raises(InputError, match="TEST.AUG.ENABLED needs a two-stage detector, GeneralizedRCNN is none"):
+        _with_test_time_augmentation(config(), nn.Module())
 
 
 class Stage(nn.Module):
