@@ -7,6 +7,7 @@ from torch import Tensor
 
 from detection.box_predictor import NO_CLASSIFIER, DeticFastRCNNOutputLayers
 from detection.image_losses import ClassifierInfo
+from detection.linear_scores import EqualWeights
 from detection.shared_masks import masks_of_distinct_boxes
 from detection.vocabulary_inference import LinearScores, detect
 from detection.weak_proposals import top_proposals
@@ -63,6 +64,7 @@ class DeticCascadeROIHeads(CascadeROIHeads):
         self.mask_weight = mask_weight
         self.one_class_per_proposal = one_class_per_proposal
         self.class_agnostic_mask = class_agnostic_mask
+        self._equal_weights = EqualWeights()
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -204,7 +206,7 @@ class DeticCascadeROIHeads(CascadeROIHeads):
             stages.append(predictor.linear_scores(region_features, classifier_info[0]))
             refined = predictor.predict_boxes_from_features(region_features, proposals)
         detections, _ = detect(
-            stages,
+            self._equal_weights(stages),
             refined,
             image_sizes,
             proposal_scores=proposal_scores,
