@@ -96,6 +96,12 @@ def test_masks_of_equal_boxes_are_those_of_each_detection(model, monkeypatch):
     assert_same(ours, detect(model, 0.02))
 
 
+def test_masks_some_at_a_time_are_those_all_at_once(model, monkeypatch):
+    ours = detect(model, 0.02)
+    monkeypatch.setattr(cascade, "_MASKS_AT_ONCE", 3)
+    assert_same(ours, detect(model, 0.02))
+
+
 def test_stages_of_equal_embeddings_share_one_weight():
     features, weight = torch.randn(4, 5), torch.randn(5, 7)
     share = EqualWeights()
