@@ -68,7 +68,7 @@ _BOXES_ALONE = (
     *("DATASETS.TRAIN", "('shapeworld_lvis_train_norare',)"),
 )
 # Half the iterations of shapeworld_detic.yaml, in which one batch in two has boxes.
-_AS_MANY_BOXES = ("SOLVER.MAX_ITER", "75")
+_AS_MANY_BOXES = ("SOLVER.MAX_ITER", "100")
 RUNS = (
     DetectionRun("boxes", "boxes of base classes", "shapeworld_boxsup"),
     DetectionRun("boxes_shuffled", "the same, trained with shuffled embeddings", "shapeworld_boxsup", shuffled=True),
