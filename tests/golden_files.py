@@ -31,6 +31,21 @@ KINDS = (
     "d2_coco_eval",
     "d2_lvis_eval",
     "d2_sem_seg_eval",
+    "centernet_head",
+    "centernet_targets",
+    "centernet_losses",
+    "centernet_decode",
+    "centernet2_r50",
+    "detic_oid_eval",
+    "detic_data",
+    "detic_backbones",
+    "detic_r50_eval",
+    "detic_r50_train",
+    "detic_ovcoco_c4",
+    "detic_zero_shot",
+    "detic_box_losses",
+    "detic_image_losses",
+    "detic_cascade",
 )
 _REFERENCE = "reference"  # sub-folders of this name hold files that goldens refer to, not goldens
 
