@@ -31,6 +31,7 @@ KINDS = (
     "d2_coco_eval",
     "d2_lvis_eval",
     "d2_sem_seg_eval",
+    "zsseg_evaluator",
 )
 _REFERENCE = "reference"  # sub-folders of this name hold files that goldens refer to, not goldens
 

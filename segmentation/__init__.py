@@ -1,0 +1,6 @@
+"""Open-vocabulary segmentation (ZSSeg, arXiv 2112.14757) with class embeddings of a learned prompt.
+
+Importing the package registers its models and data sets with detectron2. ``segmentation.load`` is the Python API.
+"""
+
+import third_party  # noqa: F401  (makes detectron2 and mask_former importable, so it comes first)
