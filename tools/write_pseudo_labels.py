@@ -1,4 +1,4 @@
-"""Write label maps for self-training from the predictions of a pseudo-label evaluation.
+r"""Write label maps for self-training from the predictions of a pseudo-label evaluation.
 
     python tools/train_net.py --eval-only --config-file … PSEUDO True DATASETS.TEST "('coco_2017_train_stuff_sem_seg',)"
     python tools/write_pseudo_labels.py --dataset coco_2017_train_stuff_sem_seg \
