@@ -1,4 +1,4 @@
-"""Config keys of MaskFormer and of ZSSeg, which adds its own in the same function, with the published names and types."""
+"""Config keys of MaskFormer and ZSSeg, which adds its own in the same function, with the published names and types."""
 
 from detectron2.config import CfgNode
 
