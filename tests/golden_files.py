@@ -31,7 +31,11 @@ KINDS = (
     "d2_coco_eval",
     "d2_lvis_eval",
     "d2_sem_seg_eval",
+    "zsseg_backbone",
+    "zsseg_criterion",
     "zsseg_evaluator",
+    "maskformer_full_R50",
+    "maskformer_swin",
 )
 _REFERENCE = "reference"  # sub-folders of this name hold files that goldens refer to, not goldens
 

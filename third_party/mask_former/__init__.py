@@ -1,5 +1,10 @@
-"""MaskFormer (arXiv 2107.06278) as a detectron2 project, written from its paper under its public names."""
+"""MaskFormer (arXiv 2107.06278) as a detectron2 project, written from its paper under its public names.
 
+Importing registers its models with detectron2.
+"""
+
+from mask_former import modeling
 from mask_former.config import add_mask_former_config
+from mask_former.mask_former_model import MaskFormer
 
-__all__ = ["add_mask_former_config"]
+__all__ = ["MaskFormer", "add_mask_former_config", "modeling"]
