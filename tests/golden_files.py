@@ -32,6 +32,7 @@ KINDS = (
     "d2_lvis_eval",
     "d2_sem_seg_eval",
     "zsseg_backbone",
+    "zsseg_head",
     "zsseg_criterion",
     "zsseg_evaluator",
     "maskformer_full_R50",
