@@ -6,7 +6,9 @@ Importing the package registers its models and data sets with detectron2. ``dete
 from typing import Any
 
 import third_party  # noqa: F401  (makes detectron2 and centernet importable, so it comes first)
+from detection import backbones, cascade_roi_heads, deformable_detr, meta_arch, res5_roi_heads  # noqa: F401  register
 from detection.config import add_detic_config
+from detection.data import datasets  # noqa: F401  registers
 
 __all__ = ["add_detic_config", "load"]
 

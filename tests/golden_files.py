@@ -37,6 +37,21 @@ KINDS = (
     "zsseg_evaluator",
     "maskformer_full_R50",
     "maskformer_swin",
+    "centernet_head",
+    "centernet_targets",
+    "centernet_losses",
+    "centernet_decode",
+    "centernet2_r50",
+    "detic_oid_eval",
+    "detic_data",
+    "detic_backbones",
+    "detic_r50_eval",
+    "detic_r50_train",
+    "detic_ovcoco_c4",
+    "detic_zero_shot",
+    "detic_box_losses",
+    "detic_image_losses",
+    "detic_cascade",
 )
 _REFERENCE = "reference"  # sub-folders of this name hold files that goldens refer to, not goldens
 

@@ -24,8 +24,8 @@ def load_class_freq(path: str = "datasets/lvis/lvis_v1_train_cat_info.json", fre
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(
-            f"{path} not found (MODEL.ROI_BOX_HEAD.CAT_FREQ_PATH): expected a json list of categories with 'id' and "
-            f"'image_count'; make it with datasets/prepare_*.py or set USE_FED_LOSS to False"
+            f"{path} not found (MODEL.ROI_BOX_HEAD.CAT_FREQ_PATH): expected a json list of the training set's "
+            f"categories with 'id' and 'image_count'; it is needed where only some classes enter the loss"
         )
     try:
         categories = json.loads(file.read_text(encoding="utf-8"))
