@@ -34,6 +34,8 @@ KINDS = (
     "zsseg_backbone",
     "zsseg_head",
     "zsseg_criterion",
+    "zsseg_clip_small",
+    "zsseg_crops",
     "zsseg_evaluator",
     "maskformer_full_R50",
     "maskformer_swin",

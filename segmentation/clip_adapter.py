@@ -1,0 +1,189 @@
+"""CLIP beside a segmenter: text features of class names, and classification of masked crops (ZSSeg, section 3.3)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prompt_pretrain.clip import Clip
+from prompt_pretrain.errors import InputError
+from segmentation.clip_vision import encode_images
+from segmentation.mask_crops import crop_boxes, resize_crops
+from segmentation.prompt_learners import is_trainable
+
+__all__ = ["ClipAdapter", "MaskFormerClipAdapter"]
+
+LOGIT_SCALE = 100.0  # fixed, whatever the checkpoint's logit_scale
+_CROP_SIDE = 224  # whatever the model's own size, as published
+MASK_FILLS = ("mean", "zero")
+
+
+class ClipAdapter(nn.Module):
+    """A frozen CLIP and a prompt learner.
+
+    Features of classes are kept while they cannot change: until weights are loaded, if nothing is trained in the
+    learner.
+    """
+
+    def __init__(self, clip: Clip, prompt_learner: nn.Module) -> None:
+        super().__init__()
+        self.clip_model = clip.model
+        self.prompt_learner = prompt_learner
+        self.clip = clip
+        self._features: dict[str, Tensor] = {}
+
+    @property
+    def embed_dim(self) -> int:
+        return self.clip.embed_dim
+
+    def text_features(self, class_names: Sequence[str]) -> Tensor:
+        """(K, D) unit-norm features of class names, which are stripped of blanks around them."""
+        names = [name.strip() for name in class_names]
+        if is_trainable(self.prompt_learner):
+            return self.prompt_learner.encode(self.clip, names)
+        new = [name for name in dict.fromkeys(names) if name not in self._features]
+        if new:
+            with torch.no_grad():
+                found = self.prompt_learner.encode(self.clip, new)
+            self._features |= dict(zip(new, found, strict=True))
+        device = self.clip.device
+        return torch.stack([self._features[name].to(device) for name in names])
+
+    def class_features(self, class_names: Sequence[str]) -> Tensor:
+        """Rows to compare images with: here :meth:`text_features`."""
+        return self.text_features(class_names)
+
+    def set_text_features(self, class_names: Sequence[str], features: Tensor) -> None:
+        """Use given (K, D) features, normalised here, for these names, as long as no weights are loaded."""
+        features = F.normalize(features.float(), dim=1)
+        self._features |= dict(zip([name.strip() for name in class_names], features, strict=True))
+
+    def forward(self, images: Tensor, class_names: Sequence[str]) -> Tensor:
+        """(B, K) logits of images (B, 3, H, W), normalised for CLIP."""
+        features = F.normalize(self.encode_image(images).float(), dim=1)
+        return similarity_logits(self.class_features(class_names), features)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """(B, D) features of normalised images of any size; gradients stop at the image tower."""
+        with torch.no_grad():
+            return encode_images(self.clip, images)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._features.clear()
+
+
+class MaskFormerClipAdapter(ClipAdapter):
+    """An adapter for masks: one more class, "no object", which is learned, and classification of crops.
+
+    ``pixel_mean`` and ``pixel_std`` (1, 3, 1, 1) are CLIP's, for values in [0, 255].
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        clip: Clip,
+        prompt_learner: nn.Module,
+        *,
+        mask_fill: str = "mean",
+        mask_expand_ratio: float = 1.0,
+        mask_thr: float = 0.5,
+        mask_matting: bool = False,
+        region_resized: bool = True,
+    ) -> None:
+        """Set up how masks are cropped.
+
+        Args:
+            mask_fill: what stands outside of the mask, CLIP's "mean" or "zero".
+            mask_expand_ratio: side of a crop / side of the mask's box.
+            mask_thr: probability above which a pixel belongs to the mask.
+            mask_matting: weigh pixels by the probability instead.
+            region_resized: resize crops to 224 × 224; otherwise encode each at its own size.
+        Raises:
+            InputError: another fill.
+        """
+        super().__init__(clip, prompt_learner)
+        if mask_fill not in MASK_FILLS:
+            raise InputError(f"MODEL.CLIP_ADAPTER.MASK_FILL is {mask_fill!r}; expected one of {', '.join(MASK_FILLS)}")
+        self.mask_fill = mask_fill
+        self.mask_expand_ratio = mask_expand_ratio
+        self.mask_thr = mask_thr
+        self.mask_matting = mask_matting
+        self.region_resized = region_resized
+        self.non_object_embedding = nn.Parameter(torch.empty(1, clip.embed_dim))
+        nn.init.normal_(self.non_object_embedding, std=clip.text_width**-0.5)
+        for name, values in (("pixel_mean", clip.mean), ("pixel_std", clip.std)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1) * 255)
+
+    def class_features(self, class_names: Sequence[str]) -> Tensor:
+        """(K + 1, D): text features of the classes, then "no object"."""
+        return torch.cat([self.text_features(class_names), F.normalize(self.non_object_embedding, dim=1)])
+
+    def query_logits(self, embeddings: Tensor, class_features: Tensor) -> Tensor:
+        """(…, K + 1) logits of query embeddings (…, D), which are normalised here."""
+        norms = embeddings.norm(dim=-1, keepdim=True)
+        return similarity_logits(class_features, embeddings / norms)
+
+    @torch.no_grad()
+    def forward(  # type: ignore[override]
+        self, image: Tensor, class_names: Sequence[str], masks: Tensor
+    ) -> tuple[Tensor | None, Tensor]:
+        """Logits (n, K + 1) of the n masks that have a pixel, None for n = 0, and which those are (Q,) bool.
+
+        Args:
+            image: (3, H, W) RGB, values in [0, 255], not padded.
+            class_names: K names.
+            masks: (Q, H, W) probabilities.
+        """
+        (logits,), (valid,) = self.classify([image], class_names, [masks])
+        return logits, valid
+
+    @torch.no_grad()
+    def classify(
+        self, images: Sequence[Tensor], class_names: Sequence[str], masks: Sequence[Tensor]
+    ) -> tuple[list[Tensor | None], list[Tensor]]:
+        """:meth:`forward` of several images, whose crops are encoded together."""
+        regions, valid = [], []
+        for image, own in zip(images, masks, strict=True):
+            found, which = self.regions(image, own)
+            regions.append(found)
+            valid.append(which)
+        counts = [len(found) for found in regions]
+        if not any(counts):
+            return [None] * len(counts), valid
+        if self.region_resized:
+            features = self.encode_image(torch.cat([found for found in regions if len(found)]))
+        else:
+            features = torch.cat([self.encode_image(crop[None]) for found in regions for crop in found])
+        logits = similarity_logits(self.class_features(class_names), F.normalize(features.float(), dim=1))
+        return [part if len(part) else None for part in logits.split(counts)], valid
+
+    def regions(self, image: Tensor, masks: Tensor) -> tuple[Any, Tensor]:
+        """Normalised crops of the masks that have a pixel, and which those are (Q,) bool.
+
+        The crops are one tensor (n, 3, 224, 224), or a list of (3, h, w) if they are not resized.
+        """
+        binary = masks > self.mask_thr
+        valid = binary.flatten(1).any(1)
+        binary = binary[valid]
+        boxes = crop_boxes(binary, self.mask_expand_ratio)
+        weights = masks[valid] if self.mask_matting else binary
+        normalised = ((image - self.pixel_mean) / self.pixel_std)[0]
+        outside = torch.zeros_like(self.pixel_mean) if self.mask_fill == "mean" else -self.pixel_mean / self.pixel_std
+        outside = outside.flatten()
+        if self.region_resized:
+            return resize_crops(normalised, weights, boxes, _CROP_SIDE, outside), valid
+        crops = []
+        for weight, (x1, y1, x2, y2) in zip(weights, boxes.tolist(), strict=True):
+            fill = outside[:, None, None]
+            crops.append(((normalised - fill) * weight.to(normalised.dtype) + fill)[:, y1:y2, x1:x2])
+        return crops, valid
+
+
+def similarity_logits(class_features: Tensor, features: Tensor) -> Tensor:
+    """100 · cosine similarity of unit-norm features (…, D) with unit-norm classes (K, D)."""
+    return LOGIT_SCALE * features @ class_features.T.to(features.dtype)

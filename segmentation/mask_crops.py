@@ -1,0 +1,78 @@
+"""Crops of masked objects, resized for CLIP, many at a time (ZSSeg, section 3.3)."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["crop_boxes", "expand_boxes", "resize_crops"]
+
+_CUBIC = -0.75  # coefficient of the cubic kernel, as in torch's bicubic interpolation
+_BYTES_PER_CHUNK = 64 << 20  # of masked images in float32
+
+
+def crop_boxes(binary: Tensor, expand_ratio: float = 1.0) -> Tensor:
+    """(n, 4) int64 boxes (x1, y1, x2, y2), ends exclusive, round non-empty masks (n, H, W)."""
+    height, width = binary.shape[-2:]
+    rows, columns = binary.any(2), binary.any(1)
+    first = torch.stack([columns.int().argmax(1), rows.int().argmax(1)], 1)
+    last = torch.stack([width - columns.flip(1).int().argmax(1), height - rows.flip(1).int().argmax(1)], 1)
+    return expand_boxes(torch.cat([first, last], 1), expand_ratio, (height, width))
+
+
+def expand_boxes(boxes: Tensor, ratio: float, limit: tuple[int, int] | None = None) -> Tensor:
+    """Boxes (n, 4) with sides times ``ratio`` about their centres, truncated towards zero, within 0 and limit (y, x)."""
+    start, end = boxes[:, :2].double(), boxes[:, 2:].double()
+    centre, half = (start + end) / 2, (end - start) * ratio / 2
+    expanded = torch.cat([centre - half, centre + half], 1).trunc().long()
+    if limit is None:
+        return expanded
+    return torch.minimum(expanded.clamp(min=0), expanded.new_tensor([limit[1], limit[0], limit[1], limit[0]]))
+
+
+def resize_crops(image: Tensor, weights: Tensor, boxes: Tensor, side: int, outside: Tensor) -> Tensor:
+    """(n, 3, side, side) crops of masks in an image, by bicubic interpolation without antialiasing.
+
+    Equal, up to rounding, to resizing ``(image · w + outside · (1 - w))[:, y1:y2, x1:x2]`` of each mask by itself. As
+    two products with interpolation matrices it needs no loop over masks.
+
+    Args:
+        image: (3, H, W) normalised image.
+        weights: (n, H, W), 1 inside of the mask.
+        boxes: (n, 4) int64 (x1, y1, x2, y2).
+        outside: (3,) normalised value of pixels outside of the mask.
+    """
+    channels, height, width = image.shape
+    across = _interpolation(boxes[:, 0], boxes[:, 2], width, side)  # (n, side, W)
+    down = _interpolation(boxes[:, 1], boxes[:, 3], height, side)  # (n, side, H)
+    inside = image - outside[:, None, None]
+    per_chunk = max(1, _BYTES_PER_CHUNK // (4 * image.numel()))
+    crops = []
+    for start in range(0, len(boxes), per_chunk):  # a bound on memory; usually one or a few rounds
+        part = slice(start, start + per_chunk)
+        masked = inside * weights[part, None].to(image.dtype)  # (m, 3, H, W)
+        rows = torch.matmul(down[part, None], masked)  # (m, 3, side, W)
+        crops.append(torch.matmul(rows, across[part, None].transpose(2, 3)))
+    if not crops:
+        return image.new_zeros(0, channels, side, side)
+    return torch.cat(crops) + outside[:, None, None]
+
+
+def _interpolation(start: Tensor, end: Tensor, length: int, side: int) -> Tensor:
+    """(n, side, length) matrices that resize the pixels from ``start`` to ``end`` (n,) of a line to ``side`` pixels."""
+    count = (end - start).double()
+    place = (torch.arange(side, device=start.device) + 0.5) * (count / side)[:, None] - 0.5  # (n, side)
+    nearest = place.floor()
+    offset = (place - nearest).float()
+    matrix = torch.zeros(len(start), side, length, device=start.device)
+    for step in range(-1, 3):  # the four pixels under the kernel
+        index = (nearest.long() + step).clamp(min=0)
+        index = torch.minimum(index, (end - start - 1)[:, None]) + start[:, None]
+        matrix.scatter_add_(2, index[..., None], _cubic(offset - step)[..., None])
+    return matrix
+
+
+def _cubic(distance: Tensor) -> Tensor:
+    """Value of the cubic convolution kernel (Keys, 1981) at distances up to 2."""
+    x = distance.abs()
+    near = ((_CUBIC + 2) * x - (_CUBIC + 3)) * x * x + 1
+    far = ((_CUBIC * x - 5 * _CUBIC) * x + 8 * _CUBIC) * x - 4 * _CUBIC
+    return torch.where(x <= 1, near, far)

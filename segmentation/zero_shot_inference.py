@@ -1,0 +1,43 @@
+"""The ensemble of query classifier and CLIP (ZSSeg, section 3.3)."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["ensemble_scores", "semantic_map"]
+
+
+def semantic_map(
+    query_logits: Tensor,
+    masks: Tensor,
+    clip_logits: Tensor | None,
+    valid: Tensor | None,
+    seen: Tensor,
+    weight: float,
+) -> Tensor:
+    """(K, H, W) scores: those of the masks' classes, weighed by the masks.
+
+    Args:
+        query_logits: (Q, K + 1); the last class is "no object".
+        masks: (Q, H, W) probabilities.
+        clip_logits: (n, K + 1) of the valid masks; None for none of them.
+        valid: (Q,) bool, the masks that CLIP has seen; None to leave CLIP out.
+        seen: (K,) 1 for classes with training masks, 0 for others.
+        weight: of the query classifier for seen classes and of CLIP for unseen ones; not positive: CLIP alone.
+    """
+    scores = query_logits.float().softmax(-1)[:, :-1]
+    if valid is not None:
+        if weight <= 0 and clip_logits is not None:
+            scores, masks = clip_logits.float()[:, :-1].softmax(-1), masks[valid]
+        else:
+            scores = ensemble_scores(scores, clip_logits, valid, seen, weight)
+    return torch.einsum("qc,qhw->chw", scores.to(masks.dtype), masks)
+
+
+def ensemble_scores(scores: Tensor, clip_logits: Tensor | None, valid: Tensor, seen: Tensor, weight: float) -> Tensor:
+    """(Q, K) geometric means of query probabilities (Q, K) and CLIP's; masks that CLIP has not seen count as 1 there."""
+    clip_scores = torch.ones_like(scores)
+    if clip_logits is not None:
+        clip_scores[valid] = clip_logits.float()[:, :-1].softmax(-1)
+    seen = seen.to(scores)
+    power = seen * weight + (1 - seen) * (1 - weight)  # of the query classifier, per class
+    return scores**power * clip_scores ** (1 - power)
