@@ -1,0 +1,44 @@
+"""CLIP adapters from the config."""
+
+from detectron2.config import CfgNode
+from prompt_pretrain.clip import Clip, load_clip
+from segmentation.clip_adapter import ClipAdapter, MaskFormerClipAdapter
+from segmentation.prompt_learners import build_prompt_learner
+
+__all__ = ["build_adapter", "build_mask_adapter"]
+
+
+def build_adapter(cfg: CfgNode) -> ClipAdapter:
+    """The adapter of stage 1, which learns prompts."""
+    node = cfg.MODEL.CLIP_ADAPTER
+    clip = load_clip(node.CLIP_MODEL_NAME, device=cfg.MODEL.DEVICE)
+    return ClipAdapter(clip, build_prompt_learner(node, clip, stage=1))
+
+
+def build_mask_adapter(
+    cfg: CfgNode,
+    text: CfgNode,
+    *,
+    share: MaskFormerClipAdapter | None = None,
+    share_node: CfgNode | None = None,
+) -> MaskFormerClipAdapter:
+    """An adapter of stage 2 with the CLIP and prompt of ``text``, CLIP_ADAPTER or its REGION_CLIP_ADAPTER.
+
+    Args:
+        share: another adapter, whose CLIP is used, instead of a copy, if ``share_node`` names the same one.
+    """
+    node = cfg.MODEL.CLIP_ADAPTER
+    clip: Clip
+    if share is not None and share_node is not None and share_node.CLIP_MODEL_NAME == text.CLIP_MODEL_NAME:
+        clip = share.clip
+    else:
+        clip = load_clip(text.CLIP_MODEL_NAME, device=cfg.MODEL.DEVICE)
+    return MaskFormerClipAdapter(
+        clip,
+        build_prompt_learner(text, clip, stage=2),
+        mask_fill=node.MASK_FILL,
+        mask_expand_ratio=node.MASK_EXPAND_RATIO,
+        mask_thr=node.MASK_THR,
+        mask_matting=node.MASK_MATTING,
+        region_resized=node.REGION_RESIZED,
+    )

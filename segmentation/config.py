@@ -1,0 +1,15 @@
+"""Config keys of segmentation: the published ones of DeepLab, MaskFormer and ZSSeg, and this project's own."""
+
+from detectron2.config import CfgNode
+from detectron2.projects.deeplab import add_deeplab_config
+from mask_former import add_mask_former_config
+from prompt_pretrain.class_embeddings import add_class_embeddings_config
+
+__all__ = ["add_config"]
+
+
+def add_config(cfg: CfgNode) -> None:
+    """Add every key of segmentation in place, in the order that the hooks need."""
+    add_deeplab_config(cfg)
+    add_mask_former_config(cfg)
+    add_class_embeddings_config(cfg)
