@@ -67,16 +67,19 @@ def load(
     if weights is None and not path:
         raise InputError("no weights: give a checkpoint, or set MODEL.WEIGHTS in the config")
     embeddings = _configured_embeddings(cfg)
-    _free_of_files(cfg)
-    model = build_model(cfg).eval()
-    if path:
-        _load_weights(model, path)
-    detector = Detector(cfg, model)
     if embeddings is not None:
-        detector.set_classes(embeddings)
-    elif path or not cfg.MODEL.ROI_BOX_HEAD.USE_ZEROSHOT_CLS:
-        detector.class_names = _training_names(cfg)
-    return detector
+        cfg.MODEL.ROI_BOX_HEAD.ZEROSHOT_WEIGHT_DIM = embeddings.width
+    built = cfg.clone()
+    built.MODEL.ROI_BOX_HEAD.ZEROSHOT_WEIGHT_PATH = "rand"  # the classifier comes later, from weights or embeddings
+    model = build_model(built).eval()
+    knows_classes = not cfg.MODEL.ROI_BOX_HEAD.USE_ZEROSHOT_CLS
+    if path:
+        random = _stored_classifier(model)
+        _load_weights(model, path)
+        # Class embeddings of another number of classes are not loaded; random ones would detect nothing but noise.
+        knows_classes = knows_classes or not torch.equal(random, _stored_classifier(model))
+    detector = Detector(cfg, model, _training_names(cfg) if knows_classes else ())
+    return detector if embeddings is None else detector.set_classes(embeddings)
 
 
 class Detector:
@@ -93,6 +96,8 @@ class Detector:
         self.class_names = tuple(class_names)
         self._augmentation = _test_augmentation(cfg)
         self._rgb = cfg.INPUT.FORMAT == "RGB"
+        default = cfg.INPUT.TEST_INPUT_TYPE == "default"
+        self._longest = cfg.INPUT.MAX_SIZE_TEST if default else cfg.INPUT.TEST_SIZE  # side of a resized image
 
     def __repr__(self) -> str:
         return f"Detector({self.cfg.MODEL.META_ARCHITECTURE}, {len(self.class_names)} classes, {self.device})"
@@ -181,6 +186,7 @@ class Detector:
             raise InputError("this detector does not know its classes; call set_classes first")
         buckets = SizeBuckets(self._run, batch_size)
         for index, image in enumerate(images):
+            image = self._usable(image)
             if isinstance(image, ImageError):
                 if not skip_bad:
                     raise image
@@ -189,6 +195,17 @@ class Detector:
             entry = self._prepare(image, index)
             yield from _filtered(buckets.add(entry, self._padded_size(entry["image"])), min_score)
         yield from _filtered(buckets.flush(), min_score)
+
+    def _usable(self, image: ImageInput | ImageError) -> ImageInput | ImageError:
+        """The image, or the error of one that would lose all pixels when it is resized."""
+        if isinstance(image, ImageError) or not self._longest:
+            return image
+        height, width = image.pixels.shape[:2]
+        if min(height, width) * self._longest >= max(height, width):
+            return image
+        return ImageError(
+            image.source, f"{width} x {height} pixels are too elongated for images of {self._longest} pixels; crop it"
+        )
 
     def _prepare(self, image: ImageInput, index: int) -> dict[str, Any]:
         """The model's input for one image, still on the CPU."""
@@ -200,7 +217,8 @@ class Detector:
         return {"image": tensor, "height": height, "width": width, "source": image.source, "index": index}
 
     def _padded_size(self, image: Tensor) -> tuple[int, int]:
-        unit = max(int(self.model.backbone.size_divisibility), 1)
+        backbone = getattr(self.model, "backbone", None)  # Deformable DETR has one inside its transformer
+        unit = max(int(getattr(backbone, "size_divisibility", 0)), 1)
         height, width = (-(-side // unit) * unit for side in image.shape[1:])
         return height, width
 
@@ -263,17 +281,18 @@ def _configured_embeddings(cfg: CfgNode) -> ClassEmbeddings | None:
     return embed_names(embeddings, names) if len(names) == len(embeddings) else embeddings
 
 
-def _free_of_files(cfg: CfgNode) -> None:
-    """The classifier comes later: from the weights or from ``set_classes``."""
-    cfg.MODEL.ROI_BOX_HEAD.ZEROSHOT_WEIGHT_PATH = "rand"
-
-
 def _load_weights(model: nn.Module, path: str) -> None:
     from detection.checkpoint import DeticCheckpointer
 
     if "://" not in path and not os.path.isfile(path):
         raise InputError(f"no weights {path}; check the path or MODEL.WEIGHTS")
     DeticCheckpointer(model).load_all(path)
+
+
+def _stored_classifier(model: nn.Module) -> Tensor:
+    """A copy of the frozen classifier of a zero-shot model; empty for others."""
+    found = [value for name, value in model.state_dict().items() if name.endswith("cls_score.zs_weight")]
+    return found[0].clone() if found else torch.empty(0)
 
 
 def _training_names(cfg: CfgNode) -> tuple[str, ...]:

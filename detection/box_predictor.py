@@ -57,7 +57,7 @@ class DeticFastRCNNOutputLayers(FastRCNNOutputLayers):
         cat_freq_path: str = "",
         fed_loss_freq_weight: float = 0.5,
         softmax_weak_loss: bool = False,
-        classes_per_chunk: int = 1024,
+        classes_per_chunk: int = 0,
         image_loss_drop_last: bool = True,
         image_loss_background: bool = True,
         image_loss_mutual_negatives: bool = True,
@@ -74,7 +74,7 @@ class DeticFastRCNNOutputLayers(FastRCNNOutputLayers):
             with_softmax_prop: a branch of proposal scores, which ``forward`` returns as a third output.
             prior_prob: of a class before training, for a learned classifier with sigmoid.
             cat_freq_path, fed_loss_freq_weight: image counts of the classes, and the power to take of them.
-            classes_per_chunk: how many classes inference scores at a time; bounds its memory.
+            classes_per_chunk: how many classes inference scores at a time; see `detect`.
             debug: accepted, without effect.
             kwargs: of `FastRCNNOutputLayers`; its weights of losses have no effect here.
             The others: see `ImageLabelLoss`.
@@ -244,7 +244,8 @@ class DeticFastRCNNOutputLayers(FastRCNNOutputLayers):
         if advanced and self.ignore_zero_cats:
             weights = self.freq_weight if sampled is None else self.freq_weight[sampled]
             classes = classes[weights[classes] > _HAS_IMAGES]
-        logits = logits[:, classes] if len(classes) < logits.shape[1] - 1 else logits[:, :-1]
+        everything = len(classes) == logits.shape[1] - 1
+        logits = logits[:, :-1] if everything else logits.index_select(1, classes)
         target = (gt_classes[:, None] == classes).to(logits.dtype)
         return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(gt_classes)
 

@@ -68,11 +68,10 @@ class Screen:
         limits = torch.logit((needed * (1 - _SLACK)).clamp(max=1)).nan_to_num(_FAR).clamp(-_FAR, _FAR)
         if self.bias is not None:
             limits = limits - self.bias
-        largest_logits, largest_norm, half, weight = None, None, None, None
-        for features, stage_weight in zip(self.features, self.weights, strict=True):
-            if stage_weight is not weight:
-                weight = stage_weight
-                chunk = weight[:, classes]
+        largest_logits, largest_norm, previous = None, None, None
+        for features, weight in zip(self.features, self.weights, strict=True):
+            if weight is not previous:  # stages may share one; comparing copies costs more than converting them
+                previous, chunk = weight, weight[:, classes]
                 half, norm = chunk.bfloat16(), chunk.square().sum(dim=0).amax().sqrt()
                 largest_norm = norm if largest_norm is None else torch.maximum(largest_norm, norm)
             logits = features @ half

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import open_clip
@@ -181,5 +182,6 @@ def build_caption_encoder(clip_name: str) -> CaptionEncoder:
     return CaptionEncoder.from_clip(load_clip(clip_name))
 
 
+@cache
 def _tokenizer() -> Any:
-    return open_clip.tokenizer._tokenizer  # CLIP's byte-pair encoding, read once per process
+    return open_clip.SimpleTokenizer()  # CLIP's byte-pair encoding

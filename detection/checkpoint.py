@@ -6,13 +6,17 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+import torch
 from fvcore.common.checkpoint import _IncompatibleKeys
-from torch import nn
+from torch import Tensor, nn
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.safe_pickle import read_torch_archive
 
-__all__ = ["DeticCheckpointer", "read_checkpoint"]
+__all__ = ["DeticCheckpointer", "has_own_classes", "read_checkpoint", "weights_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +41,21 @@ class DeticCheckpointer(DetectionCheckpointer):
 
     ``zs_weight`` and ``freq_weight`` of another number of classes are skipped: those of the config stay. Entries that
     are computed or never used may be missing or surplus without a word (`_HARMLESS`); any other difference is a warning
-    or, with ``require_all``, an error.
+    or, in `load_all`, an error.
     """
 
-    require_all = False
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, keep_class_embeddings: bool = False, **kwargs: Any
+    ) -> None:
+        """
+        Args:
+            keep_class_embeddings: ``zs_weight`` and ``freq_weight`` of the model stay also where the checkpoint has as
+                many classes: those may be others. See `has_own_classes`.
+            kwargs: of `DetectionCheckpointer`.
+        """
+        super().__init__(model, save_dir, **kwargs)
+        self.keep_class_embeddings = keep_class_embeddings
+        self.require_all = False
 
     def load_all(self, path: str) -> dict[str, Any]:
         """`load` for evaluation: an error where a parameter of the model gets no value.
@@ -57,9 +72,17 @@ class DeticCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> Any:
         if filename.endswith(_SAFETENSORS):
             return _read_safetensors(filename)
-        return super()._load_file(filename)
+        try:
+            return super()._load_file(filename)
+        except pickle.UnpicklingError:
+            if filename.endswith(".pkl"):
+                raise
+        return _weights_alone(filename)
 
     def _load_model(self, checkpoint: Any) -> _IncompatibleKeys:
+        if self.keep_class_embeddings:
+            weights = checkpoint["model"]
+            checkpoint["model"] = {name: value for name, value in weights.items() if not _OF_CLASSES.search(name)}
         found = super()._load_model(checkpoint)
         for name, stored, own in found.incorrect_shapes:
             if _OF_CLASSES.search(name):
@@ -77,18 +100,61 @@ class DeticCheckpointer(DetectionCheckpointer):
         return _IncompatibleKeys(missing, _harmful(found.unexpected_keys), mismatched)
 
 
+def has_own_classes(cfg: CfgNode) -> bool:
+    """Whether ``MODEL.CLASS_EMBEDDINGS`` says what the classes are, so that a checkpoint must not.
+
+    With the published keys alone, a checkpoint of as many classes brings its own embeddings, as published.
+    """
+    node = cfg.MODEL.CLASS_EMBEDDINGS
+    return bool(node.PROMPT or node.VOCABULARY or node.PATH)
+
+
 def read_checkpoint(path: str) -> dict[str, Any]:
     """The content of a checkpoint: ``model``, names to tensors or arrays, and whatever else the file holds.
+
+    Files are read without running code from them (``.pkl``: as the detectron2 in use reads them).
 
     Raises:
         InputError: no such file, a damaged one, or one that holds more than data.
     """
     try:
-        return DeticCheckpointer(nn.Module())._load_file(path)
+        if path.endswith((_SAFETENSORS, ".pkl")):
+            return DeticCheckpointer(nn.Module())._load_file(path)
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError):
+            content = _weights_alone(path)
+        return content if isinstance(content, dict) and "model" in content else {"model": content}
     except FileNotFoundError as error:
         raise InputError(f"no checkpoint {path}; check the path") from error
+    except InputError:
+        raise
     except (ValueError, pickle.UnpicklingError, EOFError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        reason = str(error)
+        raise InputError(reason if path in reason else f"{path} cannot be read: {reason}") from error
+
+
+def _weights_alone(path: str) -> dict[str, Any]:
+    """The weights of a file that holds other objects too, such as configs or NumPy scalars; none is built or run."""
+    weights = weights_of(read_torch_archive(path))
+    logger.warning("%s holds more than data: its weights alone are read", path)
+    return {"model": {name: value for name, value in weights.items() if isinstance(value, Tensor)}}
+
+
+def weights_of(content: Any) -> dict[str, Any]:
+    """Names to weights in the content of a file, whether bare or under ``model`` or ``state_dict``.
+
+    Raises:
+        ValueError: there are none.
+    """
+    while isinstance(content, dict):
+        inner = next((content[key] for key in ("model", "state_dict") if isinstance(content.get(key), dict)), None)
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, dict) or not any(isinstance(value, Tensor | np.ndarray) for value in content.values()):
+        raise ValueError("it holds no weights, neither directly nor under 'model' or 'state_dict'")
+    return content
 
 
 def _read_safetensors(path: str) -> dict[str, Any]:

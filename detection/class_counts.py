@@ -13,7 +13,7 @@ from prompt_pretrain.class_embeddings import ClassEmbeddings
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.vocabulary import clean_class_name
 
-__all__ = ["check_class_counts", "classes_of"]
+__all__ = ["check_class_counts", "classes_of", "head_classes"]
 _log = logging.getLogger(__name__)
 
 
@@ -41,7 +41,9 @@ def check_class_counts(cfg: CfgNode, *, weights: str = "", eval_only: bool = Fal
     Raises:
         InputError: with all four numbers and what to change.
     """
-    head, learned = _head_classes(cfg), not cfg.MODEL.ROI_BOX_HEAD.USE_ZEROSHOT_CLS
+    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":  # knows no classes
+        return
+    (key, head), learned = head_classes(cfg), not cfg.MODEL.ROI_BOX_HEAD.USE_ZEROSHOT_CLS
     embeddings = None if learned else _embeddings_of_head(cfg)
     # At test time each set may bring its own embeddings, whose numbers `_resolve_test_sets` has checked.
     names = cfg.DATASETS.TRAIN if not eval_only else () if cfg.MODEL.RESET_CLS_TESTS else cfg.DATASETS.TEST
@@ -51,17 +53,17 @@ def check_class_counts(cfg: CfgNode, *, weights: str = "", eval_only: bool = Fal
     wrong = ""
     vocabulary = next((found for found in _train_classes(cfg, data_sets) if len(found) == head), ())
     if embeddings is not None and len(embeddings) != head:
-        wrong = f"give the file of these classes, or set MODEL.ROI_HEADS.NUM_CLASSES to {len(embeddings)}"
+        wrong = f"give the file of these classes, or set {key} to {len(embeddings)}"
     for name, classes in data_sets.items():
         if len(classes) != head and tuple(vocabulary[: len(classes)]) != classes:
-            fix = "set MODEL.RESET_CLS_TESTS True" if eval_only else "set MODEL.CLASS_EMBEDDINGS or NUM_CLASSES"
+            fix = "set MODEL.RESET_CLS_TESTS True" if eval_only else f"set MODEL.CLASS_EMBEDDINGS or {key}"
             wrong = wrong or f"{fix} for {name}"
     if learned and stored is not None and stored != head:
         wrong = wrong or "the classifier is a learned one: give weights of these classes"
     if wrong:
         sets = ", ".join(f"{len(classes)} in {name}" for name, classes in data_sets.items()) or "none"
         raise InputError(
-            f"numbers of classes disagree: head {head} (MODEL.ROI_HEADS.NUM_CLASSES), class embeddings "
+            f"numbers of classes disagree: head {head} ({key}), class embeddings "
             f"{'none' if embeddings is None else len(embeddings)} ({_source(cfg)}), data set {sets}, checkpoint "
             f"{'unknown' if stored is None else stored} ({weights or 'no weights'}); {wrong}"
         )
@@ -78,12 +80,15 @@ def check_class_counts(cfg: CfgNode, *, weights: str = "", eval_only: bool = Fal
         _log.warning("the %d class embeddings in %s are replaced by the %d of the config", stored, weights, head)
 
 
-def _head_classes(cfg: CfgNode) -> int:
+def head_classes(cfg: CfgNode) -> tuple[str, int]:
+    """The key that sets how many classes the head has in training, and their number."""
     if cfg.MODEL.META_ARCHITECTURE == "DeformableDetr":
-        return cfg.MODEL.DETR.NUM_CLASSES
+        return "MODEL.DETR.NUM_CLASSES", cfg.MODEL.DETR.NUM_CLASSES
     if cfg.MODEL.META_ARCHITECTURE == "CenterNetDetector":
-        return cfg.MODEL.CENTERNET.NUM_CLASSES
-    return cfg.MODEL.TRAIN_NUM_CLASSES if cfg.MODEL.RESET_CLS_TRAIN else cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        return "MODEL.CENTERNET.NUM_CLASSES", cfg.MODEL.CENTERNET.NUM_CLASSES
+    if cfg.MODEL.RESET_CLS_TRAIN:
+        return "MODEL.TRAIN_NUM_CLASSES", cfg.MODEL.TRAIN_NUM_CLASSES
+    return "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES
 
 
 def _source(cfg: CfgNode) -> str:

@@ -63,9 +63,7 @@ def _resolve_head(cfg: CfgNode) -> None:
                 default=("", ()),
             )
             if not classes:
-                raise InputError(
-                    "MODEL.CLASS_EMBEDDINGS.PROMPT without a vocabulary; set .VOCABULARY or DATASETS.TRAIN"
-                )
+                raise InputError("MODEL.CLASS_EMBEDDINGS has a PROMPT but no vocabulary; set VOCABULARY too")
             found, name = _encode(cfg, [Vocabulary(data_set, classes)])[0], _file_name(data_set)
         return _write(cfg, found, name), len(found), found.width
 

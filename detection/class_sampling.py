@@ -24,9 +24,9 @@ def sample_classes(
         for the background, which is the last entry.
     """
     labels = torch.as_tensor(labels, dtype=torch.int64, device=None if weight is None else weight.device)
+    if weight is not None and (labels >= len(weight)).any():
+        weight = torch.cat((weight, weight.new_zeros(num_classes - len(weight))))
     candidates = num_classes if weight is None else len(weight)
-    if candidates < num_classes and (labels >= candidates).any():
-        weight, candidates = torch.cat((weight, weight.new_zeros(num_classes - candidates))), num_classes
     inds = get_fed_loss_inds(labels, num_sample_cats, candidates, weight=weight)
     positions = inds.new_full((num_classes + 1,), len(inds))
     positions[inds] = torch.arange(len(inds), device=inds.device)

@@ -25,6 +25,7 @@ from detectron2.evaluation import (
     inference_on_dataset,
     print_csv_format,
 )
+from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from prompt_pretrain.atomic_files import atomic_writer, write_json
 from prompt_pretrain.errors import InputError
@@ -87,10 +88,13 @@ def build_evaluator(cfg: CfgNode, name: str, output_dir: str) -> DatasetEvaluato
     kind = MetadataCatalog.get(name).get("evaluator_type")
     if kind == "lvis" or cfg.GEN_PSEDO_LABELS:
         _let_lvis_run()
-        return LVISEvaluator(name, output_dir=output_dir)
+        try:
+            return LVISEvaluator(name, output_dir=output_dir)
+        except ValueError as error:
+            raise InputError(f"data set {name} cannot be evaluated as LVIS: {error}") from error
     if kind == "coco":
-        evaluator = CustomCOCOEvaluator if name == _SEEN_AND_UNSEEN else COCOEvaluator
-        return evaluator(name, output_dir=output_dir)
+        two_groups = name == _SEEN_AND_UNSEEN or MetadataCatalog.get(name).get("unseen_classes")
+        return (CustomCOCOEvaluator if two_groups else COCOEvaluator)(name, output_dir=output_dir)
     if kind == "oid":
         return OIDEvaluator(name, cfg, True, output_dir)
     raise InputError(f"data set {name} has the evaluator_type {kind!r}, expected coco, lvis or oid in its metadata")
@@ -127,11 +131,24 @@ def _test_on(cfg: CfgNode, model: nn.Module, name: str) -> dict[str, Any]:
         mapper = DatasetMapper(cfg, False, augmentations=build_custom_augmentation(cfg, False))
     loader = build_detection_test_loader(cfg, name, mapper=mapper)
     evaluator = build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, f"inference_{name}"))
-    results = inference_on_dataset(model, loader, evaluator) or {}
+    tested = _with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else model
+    results = inference_on_dataset(tested, loader, evaluator) or {}
     if comm.is_main_process():
         _log.info("results on %s in csv format:", name)
         print_csv_format(results)
     return dict(results)
+
+
+def _with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """The model on several sizes of an image and their mirror images, as TEST.AUG says."""
+    inner = getattr(model, "module", model)
+    if not isinstance(inner, GeneralizedRCNN):
+        raise InputError(f"TEST.AUG.ENABLED needs a two-stage detector, {cfg.MODEL.META_ARCHITECTURE} is none")
+    own = cfg.clone()
+    own.defrost()
+    own.MODEL.ROI_HEADS.NUM_CLASSES = inner.roi_heads.num_classes  # the test set's, if it has its own
+    # In the mode of the model inside, which it returns to after the evaluation.
+    return GeneralizedRCNNWithTTA(own, inner).train(inner.training)
 
 
 def _finite(results: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """``CustomRCNN`` (Detic, arXiv 2201.02605): a two-stage detector that learns from boxes, image labels and captions."""
 
 import inspect
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,9 +22,12 @@ from prompt_pretrain.errors import InputError
 
 __all__ = ["ANNOTATION_TYPES", "CustomRCNN"]
 
+logger = logging.getLogger(__name__)
+
 Inputs = Sequence[Mapping[str, Any]]
 
 ANNOTATION_TYPES = ("box", "prop", "proptag", "image", "caption", "captiontag")
+_POMP_CLIP = "ViT-B/16"  # of the published class embeddings of POMP
 _WITH_BOXES = ("box", "prop", "proptag")
 
 
@@ -111,6 +116,7 @@ class CustomRCNN(GeneralizedRCNN):
             "dynamic_classifier": model.DYNAMIC_CLASSIFIER,
         }
         if model.WITH_CAPTION:
+            _warn_about_two_text_spaces(cfg)
             result["caption_encoder"] = build_caption_encoder(model.CAPTION_CLIP)
         if model.DYNAMIC_CLASSIFIER:
             result |= {
@@ -257,6 +263,22 @@ class CustomRCNN(GeneralizedRCNN):
                 f"number {source}; give one for each of DATASETS.TRAIN"
             )
         return self.dataset_loss_weight[source]
+
+
+def _warn_about_two_text_spaces(cfg: CfgNode) -> None:
+    """Say so where class embeddings and captions come from different CLIPs, which share one projection then."""
+    captions, node = cfg.MODEL.CAPTION_CLIP, cfg.MODEL.CLASS_EMBEDDINGS
+    classes = node.CLIP if node.PROMPT and not node.PATH else ""
+    path = cfg.MODEL.ROI_BOX_HEAD.ZEROSHOT_WEIGHT_PATH
+    if not classes and "pomp" in os.path.basename(path):
+        classes = _POMP_CLIP
+    if classes and classes != captions:
+        logger.warning(
+            "classes are encoded by %s, captions by %s, whose text features are unrelated. The released "
+            "Detic_OVCOCO_CLIP_R50_1x_max-size_caption_pomp is so; MODEL.CAPTION_CLIP names another CLIP for captions",
+            classes,
+            captions,
+        )
 
 
 def _draw_caption(entry: Mapping[str, Any]) -> str:

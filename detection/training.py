@@ -19,7 +19,7 @@ from fvcore.common.checkpoint import Checkpointer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detection.checkpoint import DeticCheckpointer
+from detection.checkpoint import DeticCheckpointer, has_own_classes
 from detection.class_counts import check_class_counts
 from detection.data.loading import build_train_loader
 from detection.data.sample_randomness import random_numbers_of
@@ -135,7 +135,13 @@ class _Trainer:
         self.loader = build_train_loader(cfg)
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.checkpointer: Checkpointer = DeticCheckpointer(
-            model, cfg.OUTPUT_DIR, optimizer=self.optimizer, scheduler=self.scheduler, scaler=self.scaler, progress=self
+            model,
+            cfg.OUTPUT_DIR,
+            keep_class_embeddings=has_own_classes(cfg),
+            optimizer=self.optimizer,
+            scheduler=self.scheduler,
+            scaler=self.scaler,
+            progress=self,
         )
         self._saved_at = time.monotonic()
         self._saved_iteration = -1
@@ -219,7 +225,7 @@ class _Trainer:
 
 def _load_for_evaluation(cfg: CfgNode, model: nn.Module, resume: bool) -> None:
     """MODEL.WEIGHTS, or with ``resume`` the last checkpoint; an error where a parameter would stay random."""
-    checkpointer = DeticCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer = DeticCheckpointer(model, save_dir=cfg.OUTPUT_DIR, keep_class_embeddings=has_own_classes(cfg))
     last = resume and checkpointer.has_checkpoint()
     path = checkpointer.get_checkpoint_file() if last else cfg.MODEL.WEIGHTS
     with explained_loading(path):

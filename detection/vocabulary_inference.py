@@ -21,6 +21,7 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 
 __all__ = ["LinearScores", "detect", "scores_of_logits"]
 
+_CHUNK_ON_CPU, _CHUNK_ELSEWHERE = 1024, 16384  # classes
 _NMS_BLOCK = 2048  # candidates that one call compares pairwise
 _POOL_SLACK = 2  # the pool is cut to its limit when it holds this many times as many
 
@@ -103,7 +104,7 @@ def detect(
     topk_per_image: int,
     sigmoid: bool,
     one_class_per_proposal: bool = False,
-    classes_per_chunk: int = 1024,
+    classes_per_chunk: int = 0,
 ) -> tuple[list[Instances], list[Tensor]]:
     """Detections of each image, as detectron2's ``fast_rcnn_inference`` finds them, and the region of each.
 
@@ -117,7 +118,8 @@ def detect(
         topk_per_image: how many detections stay, the best first; negative for all.
         sigmoid: probabilities of a class are sigmoids, otherwise softmax over classes and background.
         one_class_per_proposal: only the best class of each region counts.
-        classes_per_chunk: how many classes to score at a time.
+        classes_per_chunk: how many classes to score at a time, which bounds the memory; 0 for 1024 on a CPU, whose
+            caches they should fit, and 16384 elsewhere.
     Returns:
         Per image ``pred_boxes``, ``scores``, ``pred_classes``; and (N,) regions. Regions with a score or box that is
         not finite have no detection.
@@ -141,7 +143,9 @@ def detect(
         )
         for image_valid in valid.split(counts)
     ]
-    _score_classes(stages, factors, valid, pools, counts, sigmoid, max(classes_per_chunk, 1))
+    if classes_per_chunk <= 0:
+        classes_per_chunk = _CHUNK_ON_CPU if all_boxes.device.type == "cpu" else _CHUNK_ELSEWHERE
+    _score_classes(stages, factors, valid, pools, counts, sigmoid, classes_per_chunk)
     results = [
         _suppress(pool, image_boxes, image_size, nms_thresh, topk_per_image)
         for pool, image_boxes, image_size in zip(pools, boxes, image_sizes, strict=True)

@@ -166,14 +166,15 @@ def render(study: ShapeWorldStudy, seeds: Sequence[int], results: dict[str, list
     return report.markdown()
 
 
-def write_section(path: str | os.PathLike, markdown: str) -> None:
+def write_section(path: str | os.PathLike, markdown: str, markers: tuple[str, str] = (BEGIN, END)) -> None:
     """Put ``markdown`` between the markers of the file at ``path``, or behind what it holds; make it if need be."""
+    begin, end = markers
     path = Path(path)
     old = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
-    section = f"{BEGIN}\n{_deeper(markdown).strip()}\n{END}"
-    if BEGIN in old and END in old:
-        before, _, rest = old.partition(BEGIN)
-        new = before + section + rest.partition(END)[2]
+    section = f"{begin}\n{_deeper(markdown).strip()}\n{end}"
+    if begin in old and end in old:
+        before, _, rest = old.partition(begin)
+        new = before + section + rest.partition(end)[2]
     else:
         new = f"{old.rstrip()}\n\n{section}\n"
     with atomic_writer(path, "w") as file:

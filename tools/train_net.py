@@ -116,13 +116,15 @@ def _run(task: str, args: argparse.Namespace) -> int:
     """The run in this process. 130: a signal stopped it, and its state is saved."""
     from prompt_pretrain.pretrain import TrainingInterrupted
 
+    code = 0
     try:
         _module(task).main(args)
     except TrainingInterrupted as stopped:
         if comm.is_main_process():
             print(stopped, file=sys.stderr)
-        return 130
-    return 0
+        code = 130
+    comm.synchronize()  # one that leaves the group while another works in it can abort that one
+    return code
 
 
 def _run_in_process(task: str, args: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """Swin Transformer (arXiv 2103.14030) as a backbone for images of any size."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -279,3 +279,12 @@ def build_swintransformer_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Swin
 def build_swintransformer_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """`FPN` on `build_swintransformer_backbone`, with ``p6`` and ``p7`` by convolutions from ``p5``."""
     return build_fpn(cfg, build_swintransformer_backbone(cfg, input_shape), with_p6p7=True)
+
+
+@BACKBONE_REGISTRY.register()
+def build_swintransformer_bifpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> NoReturn:
+    """Not part of this package: no published detector has it."""
+    raise NotImplementedError(
+        "build_swintransformer_bifpn_backbone (MODEL.BACKBONE.NAME): BiFPN is not part of this package; use "
+        "build_swintransformer_fpn_backbone, or register your own"
+    )

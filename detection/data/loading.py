@@ -7,6 +7,7 @@ from typing import Any
 from torch.utils.data import Sampler
 
 from centernet.data import ClassAwareSampler
+from detection.class_counts import head_classes
 from detection.data.mapper import build_train_mapper
 from detection.data.samplers import MultiDatasetSampler, WeightedSampler
 from detection.data.training_loader import TrainingLoader, group_indices
@@ -244,7 +245,9 @@ def _check_grouping(cfg: Any) -> None:
 
 def _check_classes(cfg: Any, dataset: list[dict]) -> None:
     """Class indices beyond the head's would train nothing, or crash an hour later."""
-    key, num_classes = _class_count(cfg)
+    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":  # knows no classes
+        return
+    key, num_classes = head_classes(cfg)
     for record in dataset:
         source = record.get("dataset_source", 0)
         kinds = cfg.DATALOADER.DATASET_ANN
@@ -259,11 +262,3 @@ def _check_classes(cfg: Any, dataset: list[dict]) -> None:
                 f"image {record.get('file_name', record.get('image_id'))} of {cfg.DATASETS.TRAIN[source]} has the "
                 f"class index {wrong}, but {key} is {num_classes}; set it to the number of classes of the training sets"
             )
-
-
-def _class_count(cfg: Any) -> tuple[str, int]:
-    if cfg.MODEL.META_ARCHITECTURE == "CenterNetDetector":
-        return "MODEL.CENTERNET.NUM_CLASSES", cfg.MODEL.CENTERNET.NUM_CLASSES
-    if cfg.MODEL.META_ARCHITECTURE == "DeformableDetr":
-        return "MODEL.DETR.NUM_CLASSES", cfg.MODEL.DETR.NUM_CLASSES
-    return "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES

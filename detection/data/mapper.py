@@ -104,8 +104,8 @@ class CustomDatasetMapper(DatasetMapper):
         aug_input = T.AugInput(image)
         transforms = self._augmentations(source)(aug_input)
         image = aug_input.image
-        # as_tensor cannot take the negative strides of BGR images or of flips.
-        dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        # torch takes no negative strides, which BGR images and flips have; ascontiguousarray keeps those of 1 pixel.
+        dataset_dict["image"] = torch.from_numpy(image.transpose(2, 0, 1).copy())
         if self.proposal_topk is not None:
             utils.transform_proposals(dataset_dict, image.shape[:2], transforms, proposal_topk=self.proposal_topk)
         if not self.is_train:
@@ -153,6 +153,9 @@ class CustomDatasetMapper(DatasetMapper):
             for annotation in annotations
             if annotation.get("iscrowd", 0) == 0
         ]
+        for annotation in transformed:
+            if isinstance(annotation.get("segmentation"), np.ndarray):  # strides as above
+                annotation["segmentation"] = annotation["segmentation"].copy()
         try:
             instances = utils.annotations_to_instances(transformed, image_size, mask_format=self.instance_mask_format)
         except (ValueError, KeyError) as error:

@@ -6,6 +6,7 @@
 
 import io
 import os
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -85,8 +86,8 @@ class DiskTarDataset(Dataset):
 
     def _locate(self, index: int) -> tuple[int, int, int]:
         """(archive number, first block, block behind the last) of an image."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of the tar data set, which has the images 0 to {len(self) - 1}")
+        if not isinstance(index, Integral) or not 0 <= index < len(self):
+            raise IndexError(f"image {index!r} of the tar data set, which has the images 0 to {len(self) - 1}")
         number = int(np.searchsorted(self._first_image, index, side="right")) - 1
         position = int(self._first_offset[number] + index - self._first_image[number])
         return number, int(self._offsets[position]), int(self._offsets[position + 1])

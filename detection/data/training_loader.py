@@ -31,10 +31,10 @@ _BROKEN_IMAGE = (ImageError, Image.DecompressionBombError, SyntaxError, EOFError
 
 
 class _Place(NamedTuple):
-    """An image to load: its position in the stream of all processes, and its index in the data set."""
+    """An image to load: its position in the stream of all processes, and its number in the data set."""
 
     position: int
-    index: int
+    image: int
 
 
 class _Batch(NamedTuple):
@@ -172,7 +172,7 @@ class TrainingLoader:
         rank, world_size = comm.get_rank(), comm.get_world_size()
         sampler = self._make_sampler(self._seed)
         places = (_Place(number * world_size + rank, int(index)) for number, index in enumerate(sampler))
-        batches = grouped_batches(places, lambda place: self._samples.group(place.index), self._batch_sizes)
+        batches = grouped_batches(places, lambda place: self._samples.group(place.image), self._batch_sizes)
         return itertools.islice(batches, self._first_batch, None)
 
     def _report(self, batch: _Batch) -> None:
@@ -218,7 +218,7 @@ class _Samples(Dataset):
 
     def _sample(self, place: _Place, skipped: list[str]) -> Any:
         with random_numbers_of(self.seed, place.position):
-            index = place.index
+            index = place.image
             for attempt in range(_MAX_REPLACEMENTS):
                 sample, reason = self._load(index)
                 if reason is None:
@@ -253,7 +253,7 @@ class _Samples(Dataset):
         generator = np.random.default_rng((self.seed % 2**64, place.position, attempt))
         if self.groups is None:
             return int(generator.integers(len(self)))
-        return int(generator.choice(np.flatnonzero(self.groups == self.group(place.index))))
+        return int(generator.choice(np.flatnonzero(self.groups == self.group(place.image))))
 
 
 def _name_of(record: Any, index: int) -> str:

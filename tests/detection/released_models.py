@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+import detection  # noqa: F401  makes centernet and detectron2 importable
 from centernet.config import add_centernet_config
 from detection import add_detic_config
 from detectron2.config import CfgNode, get_cfg

@@ -117,7 +117,9 @@ def test_evaluation_in_between_changes_nothing(tmp_path: Path) -> None:
     plain = train(command(tmp_path / "a"))
     other = write_embeddings(tmp_path / "other.npy")
     reset = ["MODEL.RESET_CLS_TESTS", "True", "MODEL.TEST_CLASSIFIERS", f"('{other}',)"]
-    tested = train(command(tmp_path / "b", *reset, "TEST.EVAL_PERIOD", "1"))
+    augmented = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(32,)"]
+    tested = train(command(tmp_path / "b", *reset, *augmented, "TEST.EVAL_PERIOD", "2"))
+    assert tested.training
     assert plain.state_dict().keys() == tested.state_dict().keys()
     for (name, one), two in zip(plain.state_dict().items(), tested.state_dict().values(), strict=True):
         assert torch.equal(one, two), name

@@ -145,7 +145,7 @@ def test_screening_changes_no_detection(bias: float, threshold: float, monkeypat
 def test_screening_leaves_classes_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidate_screening, "_bfloat16_is_fast", lambda: True)
     generator = torch.Generator().manual_seed(3)
-    stages = make_stages(20, 900, generator, bias=-6.0, width=64)
+    stages = make_stages(20, 900, generator, bias=-7.0, width=64)[:1]
     valid = torch.ones(20, dtype=torch.bool)
     screen = candidate_screening.Screen.of(stages, valid, 900, 50)
     promising = screen.promising(slice(100, 300), torch.full((20,), 0.3), None)

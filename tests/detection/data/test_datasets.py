@@ -1,6 +1,7 @@
 """Registered data sets and their loaders, on files of a few images."""
 
 import json
+import os
 import pickle
 import re
 
@@ -13,6 +14,7 @@ from detection.data.datasets.lazy_metadata import register_lazy_metadata
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from prompt_pretrain.errors import InputError
+from tests.golden_files import GOLDEN_FOLDER
 
 POLYGON = [1, 1, 9, 1, 9, 9]
 
@@ -46,28 +48,25 @@ def lvis_content(images, annotations, category_ids=range(1, 1204)):
     return {"images": images, "annotations": rows, "categories": categories}
 
 
-def test_names_and_paths():
-    metadata = MetadataCatalog.get("lvis_v1_train+coco")
-    assert metadata.json_file.endswith("lvis/lvis_v1_train+coco_mask.json")
-    assert metadata.evaluator_type == "lvis"
-    assert MetadataCatalog.get("imagenet_lvis-22k").evaluator_type == "imagenet"
-    assert MetadataCatalog.get("oid_val_expanded").image_root.endswith("oid/images/validation/")
+def test_published_names_paths_and_classes():
+    table = json.loads((GOLDEN_FOLDER / "reference" / "detection_dataset_registry.json").read_text())
     counts = {
-        "lvis_v1_train_norare": 1203,
-        "lvis_v1_minival": 1203,
-        "lvis_v1_train_22k": 22047,
-        "imagenet_lvis_v1": 1203,
-        "cc3m_v1_train_tags": 1203,
-        "coco_caption_train_tags": 80,
-        "coco_zeroshot_train": 48,
-        "coco_zeroshot_val": 17,
-        "coco_generalized_zeroshot_val": 80,
-        "objects365_v2_val": 365,
-        "oid_train": 500,
+        "coco80": 80,
+        "coco_base48": 48,
+        "coco_novel17": 17,
+        "lvis1203": 1203,
+        "lvis22047": 22047,
+        "objects365": 365,
+        "openimages500": 500,
     }
-    for name, count in counts.items():
+    for name, image_root, json_file, evaluator_type, classes in table["rows"]:
         assert name in DatasetCatalog.list()
-        assert len(MetadataCatalog.get(name).thing_classes) == count
+        metadata = MetadataCatalog.get(name)
+        assert metadata.image_root == os.path.join(dataset_root(), image_root)
+        assert metadata.json_file == os.path.join(dataset_root(), json_file)
+        assert metadata.evaluator_type == evaluator_type
+        assert len(metadata.thing_classes) == counts[classes]
+    assert len(MetadataCatalog.get("lvis_v1_minival").thing_classes) == 1203
     assert MetadataCatalog.get("objects365_v2_val").thing_classes[37] == "Monitor/TV"
     assert MetadataCatalog.get("coco_zeroshot_val").thing_dataset_id_to_contiguous_id[5] == 0
 

@@ -1,16 +1,12 @@
 """From a config to batches."""
 
 import itertools
-import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import detection  # noqa: F401  (makes detectron2 importable)
 from centernet.config import add_centernet_config
@@ -21,41 +17,13 @@ from detection.data import (
     build_train_loader,
     get_detection_dataset_dicts_with_source,
 )
-from detection.data.datasets import custom_register_lvis_instances
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
 from prompt_pretrain.errors import InputError
 
-CLASSES = 4
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """Registers ``test_boxes`` of 6 images, one of them without boxes, and ``test_labels`` of 9."""
-    categories = [{"id": number + 1, "name": f"c{number}"} for number in range(CLASSES)]
-    contents: dict[str, dict[str, list]] = {}
-    for name, count in (("test_boxes", 6), ("test_labels", 9)):
-        images, annotations = [], []
-        for number in range(count):
-            width, height = ((40, 30), (30, 40))[number % 2]
-            pixels = np.full((height, width, 3), number, dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / f"{name}_{number}.png")
-            image = {"id": number, "file_name": f"{name}_{number}.png", "width": width, "height": height}
-            if name == "test_labels":
-                image["pos_category_ids"] = [1 + number % CLASSES]
-            elif number > 0:
-                box = [2.0, 3.0, 20.0, 10.0]
-                annotations.append({"id": number, "image_id": number, "category_id": 1 + number % 2, "bbox": box})
-            images.append(image)
-        contents[name] = {"images": images, "annotations": annotations, "categories": categories}
-        (tmp_path / f"{name}.json").write_text(json.dumps(contents[name]))
-        custom_register_lvis_instances(name, {}, str(tmp_path / f"{name}.json"), str(tmp_path))
-    yield tmp_path
-    for name in contents:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+CLASSES = 4  # of the data sets that ``two_sets`` registers
 
 
 def settings(**values: Any) -> CfgNode:
@@ -111,7 +79,7 @@ def digest(batches: list[list[dict[str, Any]]]) -> list[Any]:
     ]
 
 
-def test_a_ratio_of_batch_sizes_gives_as_many_iterations_of_each_kind(folder: Path) -> None:
+def test_a_ratio_of_batch_sizes_gives_as_many_iterations_of_each_kind(two_sets: Path) -> None:
     batches = take(build_train_loader(settings()), 60)
     kinds = [{sample["ann_type"] for sample in batch} for batch in batches]
     assert all(len(kind) == 1 for kind in kinds)
@@ -125,11 +93,11 @@ def test_a_ratio_of_batch_sizes_gives_as_many_iterations_of_each_kind(folder: Pa
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_resumed_training_sees_the_same_images(folder: Path, num_workers: int) -> None:
+def test_a_resumed_training_sees_the_same_images(two_sets: Path, num_workers: int) -> None:
     whole = digest(take(build_train_loader(settings()), 12))
     loader = build_train_loader(settings(DATALOADER__NUM_WORKERS=num_workers))
     first = digest(take(loader, 5))
-    state = torch.load(_saved(folder, loader.state_dict()), weights_only=True)
+    state = torch.load(_saved(two_sets, loader.state_dict()), weights_only=True)
     resumed = build_train_loader(settings(SEED=-1, DATALOADER__NUM_WORKERS=num_workers))
     resumed.load_state_dict(state)
     assert first + digest(take(resumed, 7)) == whole
@@ -140,14 +108,14 @@ def _saved(folder: Path, state: dict[str, Any]) -> Path:
     return folder / "state.pth"
 
 
-def test_box_training_goes_as_with_detectron2(folder: Path) -> None:
+def test_box_training_goes_as_with_detectron2(two_sets: Path) -> None:
     loader = build_train_loader(settings(**BOXES_ONLY))
     files = [Path(sample["file_name"]).name for batch in take(loader, 4) for sample in batch]
     order = itertools.islice(TrainingSampler(6, seed=7), 12)
     assert files == [f"test_boxes_{index}.png" for index in order]
 
 
-def test_repeat_factors_of_detectron2(folder: Path) -> None:
+def test_repeat_factors_of_detectron2(two_sets: Path) -> None:
     rare = {"DATALOADER__SAMPLER_TRAIN": "RepeatFactorTrainingSampler", "DATALOADER__REPEAT_THRESHOLD": 0.9}
     loader = build_train_loader(settings(**(BOXES_ONLY | rare)))
     files = [Path(sample["file_name"]).name for batch in take(loader, 4) for sample in batch]
@@ -157,27 +125,27 @@ def test_repeat_factors_of_detectron2(folder: Path) -> None:
     assert files == [f"test_boxes_{index}.png" for index in order]
 
 
-def test_class_aware_sampling_of_centernet(folder: Path) -> None:
+def test_class_aware_sampling_of_centernet(two_sets: Path) -> None:
     loader = build_train_loader(settings(**(BOXES_ONLY | {"DATALOADER__SAMPLER_TRAIN": "ClassAwareSampler"})))
     files = [Path(sample["file_name"]).name for batch in take(loader, 4) for sample in batch]
     sampler = ClassAwareSampler(get_detection_dataset_dicts_with_source("test_boxes", filter_empty=False), seed=7)
     assert files == [f"test_boxes_{index}.png" for index in itertools.islice(sampler, 12)]
 
 
-def test_a_random_subset(folder: Path) -> None:
+def test_a_random_subset(two_sets: Path) -> None:
     cfg = settings(**(BOXES_ONLY | {"DATALOADER__SAMPLER_TRAIN": "RandomSubsetTrainingSampler"}))
     cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.5
     files = {sample["file_name"] for batch in take(build_train_loader(cfg), 10) for sample in batch}
     assert len(files) == 3
 
 
-def test_aspect_ratio_grouping(folder: Path) -> None:
+def test_aspect_ratio_grouping(two_sets: Path) -> None:
     loader = build_train_loader(settings(**(BOXES_ONLY | {"DATALOADER__ASPECT_RATIO_GROUPING": True})))
     for batch in take(loader, 6):
         assert len({sample["width"] > sample["height"] for sample in batch}) == 1 and len(batch) == 3
 
 
-def test_records_know_their_data_set_and_empty_ones_can_be_left_out(folder: Path) -> None:
+def test_records_know_their_data_set_and_empty_ones_can_be_left_out(two_sets: Path) -> None:
     both = get_detection_dataset_dicts_with_source(("test_boxes", "test_labels"), filter_empty=False)
     assert [record["dataset_source"] for record in both] == [0] * 6 + [1] * 9
     assert len(get_detection_dataset_dicts_with_source("test_boxes")) == 5
@@ -185,7 +153,7 @@ def test_records_know_their_data_set_and_empty_ones_can_be_left_out(folder: Path
     assert [record["dataset_source"] for record in twice] == [0] * 5 + [1] * 5
 
 
-def test_own_records_mapper_and_sampler(folder: Path) -> None:
+def test_own_records_mapper_and_sampler(two_sets: Path) -> None:
     records = [{"width": 2, "height": 1, "dataset_source": 0, "number": number} for number in range(4)]
     order = torch.utils.data.SequentialSampler(records)
     cfg = settings(**(BOXES_ONLY | {"SOLVER__IMS_PER_BATCH": 2}))
@@ -195,7 +163,7 @@ def test_own_records_mapper_and_sampler(folder: Path) -> None:
     assert {record["number"] for (record,) in take(loader, 4)} == {0, 1, 2, 3}
 
 
-def test_each_process_gets_its_share(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_gets_its_share(two_sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comm, "get_world_size", lambda: 3)
     cfg = settings(**(BOXES_ONLY | {"SOLVER__IMS_PER_BATCH": 6}))
     assert [len(batch) for batch in take(build_train_loader(cfg), 3)] == [2, 2, 2]
@@ -237,12 +205,12 @@ def test_each_process_gets_its_share(folder: Path, monkeypatch: pytest.MonkeyPat
         ),
     ],
 )
-def test_wrong_settings_are_found_before_training(folder: Path, changes: dict[str, Any], message: str) -> None:
+def test_wrong_settings_are_found_before_training(two_sets: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build_train_loader(settings(**changes))
 
 
-def test_classes_of_proposal_sets_do_not_matter(folder: Path) -> None:
+def test_classes_of_proposal_sets_do_not_matter(two_sets: Path) -> None:
     cfg = settings(MODEL__ROI_HEADS__NUM_CLASSES=1, DATALOADER__DATASET_ANN=["prop", "prop"])
     with pytest.raises(InputError, match="of test_labels has the class index"):
         build_train_loader(cfg)
@@ -250,7 +218,7 @@ def test_classes_of_proposal_sets_do_not_matter(folder: Path) -> None:
     build_train_loader(cfg)
 
 
-def test_an_empty_data_set(folder: Path) -> None:
+def test_an_empty_data_set(two_sets: Path) -> None:
     DatasetCatalog.register("test_empty", list)
     try:
         with pytest.raises(InputError, match="data set 'test_empty' has no images; check its annotation file"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pycocotools.mask
 import pytest
 import torch
 from numpy.testing import assert_array_equal
@@ -246,10 +247,22 @@ def test_masks_of_some_objects_only(record: dict[str, Any]) -> None:
         CustomDatasetMapper(settings(), True)(record)
 
 
-def test_an_image_of_one_pixel(tmp_path: Path, labelled: dict[str, Any]) -> None:
-    Image.fromarray(pixels()[:1, :1]).save(tmp_path / "one.png")
-    one = labelled | {"file_name": str(tmp_path / "one.png"), "width": 1, "height": 1}
-    assert CustomDatasetMapper(settings(), True)(one)["image"].shape == (3, 32, 32)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1)])
+@pytest.mark.parametrize("image_format", ["RGB", "BGR", "L"])
+def test_images_of_one_pixel(
+    tmp_path: Path, labelled: dict[str, Any], shape: tuple[int, int], image_format: str
+) -> None:
+    height, width = shape
+    Image.fromarray(pixels()[:height, :width]).save(tmp_path / "one.png")
+    one = labelled | {"file_name": str(tmp_path / "one.png"), "width": width, "height": height}
+    mapper = CustomDatasetMapper(settings(INPUT__FORMAT=image_format, INPUT__MASK_FORMAT="bitmask"), True)
+    mask = pycocotools.mask.encode(np.asfortranarray(np.ones(shape, np.uint8)))
+    box = {"bbox": [0.0, 0.0, width, height], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0, "segmentation": mask}
+    for seed in range(4):
+        np.random.seed(seed)
+        sample = mapper(one | {"annotations": [box]})
+        assert max(sample["image"].shape[1:]) == 32
+        assert len(sample["instances"].gt_masks) == 1
 
 
 def test_settings_must_cover_every_data_set(record: dict[str, Any]) -> None:

@@ -78,9 +78,10 @@ def test_undecodable_images_are_grey_or_an_error(data_set: DiskTarDataset) -> No
 
 
 def test_positions_beyond_the_end_are_refused(data_set: DiskTarDataset) -> None:
-    for index in (-1, 5, 2**40):
-        with pytest.raises(IndexError, match=f"image {index} of the tar data set, which has the images 0 to 4"):
-            data_set[index]
+    for index in (-1, 5, 2**40, "1", None, 1.0):
+        with pytest.raises(IndexError, match=f"image {index!r} of the tar data set, which has the images 0 to 4"):
+            data_set[index]  # type: ignore[index]
+    assert data_set[np.int64(1)][1] == 0
 
 
 @pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

@@ -102,12 +102,14 @@ class Decoder:
         Boxes that cannot be among the ``post_nms_topk`` best may be left out: what becomes of a box depends on better
         ones alone, so that the best boxes usually settle it, and time grows with the square of their number.
         """
-        considered = 2 * self.post_nms_topk if self.post_nms_topk > 0 else len(scores)
+        wanted = self.post_nms_topk if self.post_nms_topk > 0 else len(scores)
+        considered = wanted + wanted // 4
         while True:
             first = slice(considered)
             keep = batched_nms(boxes[first], scores[first], classes[first], self.nms_thresh)
             if considered >= len(scores):
                 return keep
-            if len(keep) >= self.post_nms_topk and scores[considered] < scores[keep[self.post_nms_topk - 1]]:
+            if len(keep) >= wanted and scores[considered] < scores[keep[wanted - 1]]:
                 return keep
-            considered *= 2
+            needed = considered * max(wanted / len(keep), 1)  # if others are suppressed as often as these
+            considered = int(1.25 * needed) + 1
