@@ -1,4 +1,4 @@
-"""The files of ``configs/segmentation``: equal to the published ones once their bases are merged, and all of them load."""
+"""The files of ``configs/segmentation``: equal to the published ones once their bases are merged, and all merge."""
 
 import json
 from functools import cache
