@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from detection.data.sample_randomness import random_numbers_of
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.utils import comm
 from prompt_pretrain.classification.decoding import ImageError
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.sample_randomness import random_numbers_of
 
 __all__ = ["TrainingLoader", "group_indices", "grouped_batches"]
 
