@@ -17,9 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detection.batching import SizeBuckets
-from detection.custom_vocabulary import class_texts_of, embed_classes, embed_names
-from detection.image_inputs import ImageInput, open_inputs
+from detection.custom_vocabulary import class_texts_of
 from detection.reset_classifier import reset_cls_test
 from detection.results import DetectionResult
 from detection.setup import load_config
@@ -31,8 +29,11 @@ from prompt_pretrain.class_embeddings import ClassEmbeddings, resolve_class_embe
 from prompt_pretrain.class_texts import ClassTexts
 from prompt_pretrain.classification.decoding import ImageError
 from prompt_pretrain.clip import Clip
+from prompt_pretrain.custom_vocabulary import embed_classes, embed_names
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.image_inputs import ImageInput, open_inputs
 from prompt_pretrain.prompt import SoftPrompt
+from prompt_pretrain.size_buckets import SizeBuckets
 from prompt_pretrain.vocabulary import Vocabulary
 
 __all__ = ["Detector", "load"]
@@ -156,7 +157,7 @@ class Detector:
         """Detect in one image, or in many.
 
         Args:
-            inputs: see :func:`~detection.image_inputs.open_inputs`.
+            inputs: see :func:`~prompt_pretrain.image_inputs.open_inputs`.
             batch_size: images per step of the model. Only images that need the same padding share a step, so results
                 do not depend on it.
             min_score: drop detections below it. The config's ``SCORE_THRESH_TEST`` and ``DETECTIONS_PER_IMAGE`` hold

@@ -1,31 +1,37 @@
 """Batches of images that need the same padding, with results in the order of the inputs."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
-
-from detection.results import DetectionResult
+from typing import Any, Generic, Protocol, TypeVar
 
 __all__ = ["SizeBuckets"]
 _WINDOW = 8  # batches' worth of images that may wait for others of their size
 
 
-class SizeBuckets:
+class _Indexed(Protocol):
+    @property
+    def index(self) -> int: ...
+
+
+_Result = TypeVar("_Result", bound=_Indexed)
+
+
+class SizeBuckets(Generic[_Result]):
     """Collects inputs by size and runs them in batches.
 
     A model pads the images of a batch to a common size, which changes the features at their borders a little. Where all
     images of a batch need the same padding anyway, each gets exactly the result that it would get alone.
 
     Args:
-        run: gives one result per entry of a batch.
+        run: gives one result per entry of a batch, with its "index" as ``index``.
         batch_size: entries per batch at most.
     """
 
-    def __init__(self, run: Callable[[Sequence[dict[str, Any]]], list[DetectionResult]], batch_size: int) -> None:
+    def __init__(self, run: Callable[[Sequence[dict[str, Any]]], list[_Result]], batch_size: int) -> None:
         self._run, self._batch_size = run, batch_size
         self._waiting: dict[tuple[int, int], list[dict[str, Any]]] = {}
-        self._order: dict[int, DetectionResult | None] = {}  # by index, in order of arrival
+        self._order: dict[int, _Result | None] = {}  # by index, in order of arrival
 
-    def add(self, entry: dict[str, Any], size: tuple[int, int]) -> Iterator[DetectionResult]:
+    def add(self, entry: dict[str, Any], size: tuple[int, int]) -> Iterator[_Result]:
         """Take an entry with an "index"; yields the results that are due.
 
         Args:
@@ -40,7 +46,7 @@ class SizeBuckets:
             self._run_oldest()
         yield from self._due()
 
-    def flush(self) -> Iterator[DetectionResult]:
+    def flush(self) -> Iterator[_Result]:
         """Run what still waits."""
         while self._waiting:
             self._run_oldest()
@@ -55,7 +61,7 @@ class SizeBuckets:
         for result in self._run(self._waiting.pop(size)):
             self._order[result.index] = result
 
-    def _due(self) -> Iterator[DetectionResult]:
+    def _due(self) -> Iterator[_Result]:
         while self._order:
             index, result = next(iter(self._order.items()))
             if result is None:

@@ -1,4 +1,4 @@
-"""What a detector can look at (images, lists, folders, videos) as one lazy stream of images."""
+"""What a detector or segmenter can look at (images, lists, folders, videos) as one lazy stream of images."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -62,7 +62,7 @@ def open_inputs(inputs: Any) -> InputStream:
     if isinstance(inputs, np.ndarray | Image.Image):
         return InputStream(iter([_from_memory(inputs, "0")]), single=True)
     if not isinstance(inputs, Iterable) or isinstance(inputs, dict | bytes):
-        raise InputError(f"cannot detect in a {type(inputs).__name__}; give {_TAKEN}")
+        raise InputError(f"cannot look at a {type(inputs).__name__}; give {_TAKEN}")
     return InputStream(_from_iterable(inputs), single=False)
 
 

@@ -1,4 +1,4 @@
-"""Everything a detector can look at, as one stream of images."""
+"""Everything a model can look at, as one stream of images."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detection.image_inputs import open_inputs
 from prompt_pretrain.classification.decoding import ImageError
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.image_inputs import open_inputs
 
 BLUE = np.zeros((6, 8, 3), np.uint8)
 BLUE[..., 0] = 255  # BGR
@@ -91,8 +91,8 @@ def test_unusable_inputs(tmp_path: Path) -> None:
     for given, message in (
         (tmp_path / "none.jpg", "no image, folder or video"),
         (tmp_path, "no images in the folder"),
-        (7, "cannot detect in a int"),
-        ({"a": 1}, "cannot detect in a dict"),
+        (7, "cannot look at a int"),
+        ({"a": 1}, "cannot look at a dict"),
     ):
         with pytest.raises(InputError, match=message):
             open_inputs(given)
