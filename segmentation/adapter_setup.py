@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode
 from prompt_pretrain.clip import Clip, load_clip
-from segmentation.clip_adapter import ClipAdapter, MaskFormerClipAdapter
+from segmentation.clip_adapter import CROP_SIDE, ClipAdapter, MaskFormerClipAdapter
 from segmentation.prompt_learners import build_prompt_learner
 
 __all__ = ["build_adapter", "build_mask_adapter"]
@@ -41,4 +41,5 @@ def build_mask_adapter(
         mask_thr=node.MASK_THR,
         mask_matting=node.MASK_MATTING,
         region_resized=node.REGION_RESIZED,
+        region_size=node.get("REGION_SIZE", CROP_SIDE),  # configs of others lack it
     )

@@ -16,7 +16,7 @@ from segmentation.prompt_learners import is_trainable
 __all__ = ["ClipAdapter", "MaskFormerClipAdapter"]
 
 LOGIT_SCALE = 100.0  # fixed, whatever the checkpoint's logit_scale
-_CROP_SIDE = 224  # whatever the model's own size, as published
+CROP_SIDE = 224  # whatever the model's own size, as published
 MASK_FILLS = ("mean", "zero")
 
 
@@ -94,6 +94,7 @@ class MaskFormerClipAdapter(ClipAdapter):
         mask_thr: float = 0.5,
         mask_matting: bool = False,
         region_resized: bool = True,
+        region_size: int = CROP_SIDE,
     ) -> None:
         """Set up how masks are cropped.
 
@@ -102,18 +103,24 @@ class MaskFormerClipAdapter(ClipAdapter):
             mask_expand_ratio: side of a crop / side of the mask's box.
             mask_thr: probability above which a pixel belongs to the mask.
             mask_matting: weigh pixels by the probability instead.
-            region_resized: resize crops to 224 × 224; otherwise encode each at its own size.
+            region_resized: resize crops; otherwise encode each at its own size.
+            region_size: side of resized crops; 0 for the size that CLIP was trained with.
         Raises:
-            InputError: another fill.
+            InputError: another fill, a negative size.
         """
         super().__init__(clip, prompt_learner)
         if mask_fill not in MASK_FILLS:
             raise InputError(f"MODEL.CLIP_ADAPTER.MASK_FILL is {mask_fill!r}; expected one of {', '.join(MASK_FILLS)}")
+        if region_size < 0:
+            raise InputError(
+                f"MODEL.CLIP_ADAPTER.REGION_SIZE is {region_size}; expected pixels, or 0 for CLIP's own size"
+            )
         self.mask_fill = mask_fill
         self.mask_expand_ratio = mask_expand_ratio
         self.mask_thr = mask_thr
         self.mask_matting = mask_matting
         self.region_resized = region_resized
+        self.region_size = region_size or clip.image_size
         self.non_object_embedding = nn.Parameter(torch.empty(1, clip.embed_dim))
         nn.init.normal_(self.non_object_embedding, std=clip.text_width**-0.5)
         for name, values in (("pixel_mean", clip.mean), ("pixel_std", clip.std)):
@@ -165,7 +172,7 @@ class MaskFormerClipAdapter(ClipAdapter):
     def regions(self, image: Tensor, masks: Tensor) -> tuple[Any, Tensor]:
         """Normalised crops of the masks that have a pixel, and which those are (Q,) bool.
 
-        The crops are one tensor (n, 3, 224, 224), or a list of (3, h, w) if they are not resized.
+        The crops are one tensor (n, 3, region_size, region_size), or a list of (3, h, w) if they are not resized.
         """
         binary = masks > self.mask_thr
         valid = binary.flatten(1).any(1)
@@ -176,7 +183,7 @@ class MaskFormerClipAdapter(ClipAdapter):
         outside = torch.zeros_like(self.pixel_mean) if self.mask_fill == "mean" else -self.pixel_mean / self.pixel_std
         outside = outside.flatten()
         if self.region_resized:
-            return resize_crops(normalised, weights, boxes, _CROP_SIDE, outside), valid
+            return resize_crops(normalised, weights, boxes, self.region_size, outside), valid
         crops = []
         for weight, (x1, y1, x2, y2) in zip(weights, boxes.tolist(), strict=True):
             fill = outside[:, None, None]

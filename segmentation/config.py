@@ -13,3 +13,5 @@ def add_config(cfg: CfgNode) -> None:
     add_deeplab_config(cfg)
     add_mask_former_config(cfg)
     add_class_embeddings_config(cfg)
+    # Side in pixels to which crops are resized with REGION_RESIZED; 0: the size that CLIP was trained with.
+    cfg.MODEL.CLIP_ADAPTER.REGION_SIZE = 224
