@@ -2,16 +2,19 @@
 
 from detectron2.config import CfgNode
 from prompt_pretrain.clip import Clip, load_clip
+from prompt_pretrain.errors import InputError
 from segmentation.clip_adapter import CROP_SIDE, ClipAdapter, MaskFormerClipAdapter
 from segmentation.prompt_learners import build_prompt_learner
 
 __all__ = ["build_adapter", "build_mask_adapter"]
 
+_NODE = "MODEL.CLIP_ADAPTER"
+
 
 def build_adapter(cfg: CfgNode) -> ClipAdapter:
     """The adapter of stage 1, which learns prompts."""
     node = cfg.MODEL.CLIP_ADAPTER
-    clip = load_clip(node.CLIP_MODEL_NAME, device=cfg.MODEL.DEVICE)
+    clip = _clip(cfg, node, _NODE)
     return ClipAdapter(clip, build_prompt_learner(node, clip, stage=1))
 
 
@@ -28,14 +31,15 @@ def build_mask_adapter(
         share: another adapter, whose CLIP is used, instead of a copy, if ``share_node`` names the same one.
     """
     node = cfg.MODEL.CLIP_ADAPTER
+    where = _NODE if text is node else f"{_NODE}.REGION_CLIP_ADAPTER"
     clip: Clip
     if share is not None and share_node is not None and share_node.CLIP_MODEL_NAME == text.CLIP_MODEL_NAME:
         clip = share.clip
     else:
-        clip = load_clip(text.CLIP_MODEL_NAME, device=cfg.MODEL.DEVICE)
+        clip = _clip(cfg, text, where)
     return MaskFormerClipAdapter(
         clip,
-        build_prompt_learner(text, clip, stage=2),
+        build_prompt_learner(text, clip, stage=2, where=where),
         mask_fill=node.MASK_FILL,
         mask_expand_ratio=node.MASK_EXPAND_RATIO,
         mask_thr=node.MASK_THR,
@@ -43,3 +47,10 @@ def build_mask_adapter(
         region_resized=node.REGION_RESIZED,
         region_size=node.get("REGION_SIZE", CROP_SIDE),  # configs of others lack it
     )
+
+
+def _clip(cfg: CfgNode, node: CfgNode, where: str) -> Clip:
+    try:
+        return load_clip(node.CLIP_MODEL_NAME, device=cfg.MODEL.DEVICE)
+    except InputError as error:
+        raise InputError(f"{where}.CLIP_MODEL_NAME: {error}") from error

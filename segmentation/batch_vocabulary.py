@@ -1,5 +1,6 @@
 """Which classes a batch of inputs is about."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,9 +29,10 @@ class BatchVocabulary:
             self._fixed = None
             return
         names = [name.strip() for name in class_names]
-        repeated = sorted({name for name in names if names.count(name) > 1})
+        repeated = [name for name, count in Counter(names).items() if count > 1]
         if not names or "" in names or repeated:
-            raise InputError(f"classes to segment are {names}; give at least one, none of them empty or repeated")
+            found = f"repeat {', '.join(map(repr, repeated[:3]))}" if names and repeated else f"are {names[:3]}"
+            raise InputError(f"classes to segment {found}; give at least one, none of them empty or repeated")
         flags = [0] * len(names) if seen is None else list(seen)
         if len(flags) != len(names):
             raise InputError(f"{len(flags)} flags of seen classes for {len(names)} classes; give one for each")

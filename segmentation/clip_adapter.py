@@ -23,8 +23,8 @@ MASK_FILLS = ("mean", "zero")
 class ClipAdapter(nn.Module):
     """A frozen CLIP and a prompt learner.
 
-    Features of classes are kept while they cannot change: until weights are loaded, if nothing is trained in the
-    learner.
+    Features of classes are kept until weights are loaded or the learner's parameters change. While gradients are
+    recorded and the learner is trained they are computed at every call.
     """
 
     def __init__(self, clip: Clip, prompt_learner: nn.Module) -> None:
@@ -32,7 +32,10 @@ class ClipAdapter(nn.Module):
         self.clip_model = clip.model
         self.prompt_learner = prompt_learner
         self.clip = clip
+        self._given: dict[str, Tensor] = {}
         self._features: dict[str, Tensor] = {}
+        self._features_of: list[Tensor] = []  # parameters of the learner that the kept features are of
+        self._rows: tuple[tuple[str, ...], Tensor] | None = None  # features of the names asked for last
 
     @property
     def embed_dim(self) -> int:
@@ -40,25 +43,35 @@ class ClipAdapter(nn.Module):
 
     def text_features(self, class_names: Sequence[str]) -> Tensor:
         """(K, D) unit-norm features of class names, which are stripped of blanks around them."""
-        names = [name.strip() for name in class_names]
-        if is_trainable(self.prompt_learner):
+        names = tuple(name.strip() for name in class_names)
+        if torch.is_grad_enabled() and is_trainable(self.prompt_learner) and not self._given.keys() >= set(names):
             return self.prompt_learner.encode(self.clip, names)
-        new = [name for name in dict.fromkeys(names) if name not in self._features]
-        if new:
-            with torch.no_grad():
-                found = self.prompt_learner.encode(self.clip, new)
-            self._features |= dict(zip(new, found, strict=True))
+        self._forget_features(unless_of=[parameter.detach() for parameter in self.prompt_learner.parameters()])
         device = self.clip.device
-        return torch.stack([self._features[name].to(device) for name in names])
+        if self._rows is None or self._rows[0] != names or self._rows[1].device != device:
+            # Whatever asked first, the features must serve everyone: with gradients, and in full precision.
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+                self._rows = names, self._collect_features(names, device)
+        return self._rows[1]
 
     def class_features(self, class_names: Sequence[str]) -> Tensor:
         """Rows to compare images with: here :meth:`text_features`."""
         return self.text_features(class_names)
 
     def set_text_features(self, class_names: Sequence[str], features: Tensor) -> None:
-        """Use given (K, D) features, normalised here, for these names, as long as no weights are loaded."""
-        features = F.normalize(features.float(), dim=1)
-        self._features |= dict(zip([name.strip() for name in class_names], features, strict=True))
+        """Use given (K, D) features, normalised here, for these names instead of those of the prompt learner.
+
+        Raises:
+            InputError: not one row of this CLIP's width per name.
+        """
+        if features.shape != (len(class_names), self.embed_dim):
+            raise InputError(
+                f"features of {len(class_names)} classes have shape {tuple(features.shape)}; {self.clip.clip_id} needs "
+                f"{(len(class_names), self.embed_dim)}"
+            )
+        features = F.normalize(features.detach().float(), dim=1)
+        self._given |= dict(zip([name.strip() for name in class_names], features, strict=True))
+        self._rows = None
 
     def forward(self, images: Tensor, class_names: Sequence[str]) -> Tensor:
         """(B, K) logits of images (B, 3, H, W), normalised for CLIP."""
@@ -72,7 +85,29 @@ class ClipAdapter(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
+        self._forget_features()
+
+    def _collect_features(self, names: tuple[str, ...], device: torch.device) -> Tensor:
+        known = self._features | self._given
+        new = [name for name in dict.fromkeys(names) if name not in known]
+        if new:
+            found = dict(zip(new, self.prompt_learner.encode(self.clip, new), strict=True))
+            self._features |= found
+            known |= found
+        return torch.stack([known[name].to(device) for name in names])
+
+    def _forget_features(self, *, unless_of: list[Tensor] | None = None) -> None:
+        """Drop features that were kept, or only those that are not of the learner's parameters ``unless_of``."""
+        if unless_of is not None:
+            # By content: in-place edits of parameter.data count no version.
+            same = len(unless_of) == len(self._features_of) and all(
+                torch.equal(old.to(new.device), new) for old, new in zip(self._features_of, unless_of, strict=True)
+            )
+            if same:
+                return
+            self._features_of = [parameter.clone() for parameter in unless_of]
         self._features.clear()
+        self._rows = None
 
 
 class MaskFormerClipAdapter(ClipAdapter):
@@ -100,17 +135,19 @@ class MaskFormerClipAdapter(ClipAdapter):
 
         Args:
             mask_fill: what stands outside of the mask, CLIP's "mean" or "zero".
-            mask_expand_ratio: side of a crop / side of the mask's box.
+            mask_expand_ratio: side of a crop / side of the mask's box, positive.
             mask_thr: probability above which a pixel belongs to the mask.
             mask_matting: weigh pixels by the probability instead.
             region_resized: resize crops; otherwise encode each at its own size.
             region_size: side of resized crops; 0 for the size that CLIP was trained with.
         Raises:
-            InputError: another fill, a negative size.
+            InputError: another fill, a ratio that is not positive, a negative size.
         """
         super().__init__(clip, prompt_learner)
         if mask_fill not in MASK_FILLS:
             raise InputError(f"MODEL.CLIP_ADAPTER.MASK_FILL is {mask_fill!r}; expected one of {', '.join(MASK_FILLS)}")
+        if not mask_expand_ratio > 0:
+            raise InputError(f"MODEL.CLIP_ADAPTER.MASK_EXPAND_RATIO is {mask_expand_ratio}; it must be greater than 0")
         if region_size < 0:
             raise InputError(
                 f"MODEL.CLIP_ADAPTER.REGION_SIZE is {region_size}; expected pixels, or 0 for CLIP's own size"

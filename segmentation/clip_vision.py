@@ -29,18 +29,19 @@ def encode_images(clip: Clip, images: Tensor) -> Tensor:
         return visual(images)
     if isinstance(visual, VisionTransformer):
         name, positions, patch = "positional_embedding", visual.positional_embedding, visual.patch_size
+        grid = (size[0] // patch[0], size[1] // patch[1])
     elif isinstance(visual, ModifiedResNet):
         name, positions, patch = "attnpool.positional_embedding", visual.attnpool.positional_embedding, (32, 32)
+        grid = ((size[0] + 1) // 2 // 16, (size[1] + 1) // 2 // 16)  # the first of five halvings rounds up
     else:
         raise InputError(
             f"{clip.clip_id} encodes images of {clip.image_size} x {clip.image_size} pixels only, got {size}; set "
             "MODEL.CLIP_ADAPTER.REGION_RESIZED True or take a ViT or ResNet of CLIP"
         )
-    grid = (size[0] // patch[0], size[1] // patch[1])
     if 0 in grid:
         raise InputError(
-            f"an image of {size[0]} x {size[1]} pixels is smaller than a patch of {clip.clip_id} ({patch[0]} x {patch[1]}); "
-            "set MODEL.CLIP_ADAPTER.REGION_RESIZED True"
+            f"an image of {size[0]} x {size[1]} pixels is smaller than a patch of {clip.clip_id} "
+            f"({patch[0]} x {patch[1]}); set MODEL.CLIP_ADAPTER.REGION_RESIZED True"
         )
     return functional_call(visual, {name: _resize(positions, grid)}, (images,))
 

@@ -10,12 +10,13 @@ _BYTES_PER_CHUNK = 64 << 20  # of masked images in float32
 
 
 def crop_boxes(binary: Tensor, expand_ratio: float = 1.0) -> Tensor:
-    """(n, 4) int64 boxes (x1, y1, x2, y2), ends exclusive, round non-empty masks (n, H, W)."""
+    """(n, 4) int64 boxes (x1, y1, x2, y2), ends exclusive, round non-empty masks (n, H, W); at least a pixel large."""
     height, width = binary.shape[-2:]
     rows, columns = binary.any(2), binary.any(1)
     first = torch.stack([columns.int().argmax(1), rows.int().argmax(1)], 1)
     last = torch.stack([width - columns.flip(1).int().argmax(1), height - rows.flip(1).int().argmax(1)], 1)
-    return expand_boxes(torch.cat([first, last], 1), expand_ratio, (height, width))
+    boxes = expand_boxes(torch.cat([first, last], 1), expand_ratio, (height, width))
+    return torch.cat([boxes[:, :2], boxes[:, 2:].maximum(boxes[:, :2] + 1)], 1)  # a ratio below 1 may leave nothing
 
 
 def expand_boxes(boxes: Tensor, ratio: float, limit: tuple[int, int] | None = None) -> Tensor:

@@ -67,7 +67,7 @@ class _SoftPrompt(nn.Module):
         self.num_after = num_after
         for name in ("start_signal", "dot_signal", "end_signal", "pad_signal"):
             self.register_buffer(name, torch.zeros(1, width))
-        self._prompts: dict[tuple[str, ...], PromptTokens] = {}
+        self._prepared: tuple[tuple[str, ...], PromptTokens, TextEncoder] | None = None
 
     @torch.no_grad()
     def take_signals(self, clip: Clip) -> None:
@@ -85,13 +85,14 @@ class _SoftPrompt(nn.Module):
 
     def encode(self, clip: Clip, class_names: Sequence[str]) -> Tensor:
         names = tuple(class_names)
-        if names not in self._prompts:  # tokens and prefix tree of a vocabulary stay while it is in use
-            self._prompts = {
-                names: tokenize_pieces(
-                    names, clip.tokenizer, self.num_before, self.num_after, context_length=clip.context_length
-                )
-            }
-        return F.normalize(TextEncoder(clip)(self._prompts[names], self.context().float()), dim=1)
+        # Tokens and prefix tree of a vocabulary stay while it is in use.
+        if self._prepared is None or self._prepared[0] != names or self._prepared[2].clip is not clip:
+            prompts = tokenize_pieces(
+                names, clip.tokenizer, self.num_before, self.num_after, context_length=clip.context_length
+            )
+            self._prepared = names, prompts, TextEncoder(clip)
+        _, prompts, encoder = self._prepared
+        return F.normalize(encoder(prompts, self.context().float()), dim=1)
 
 
 class TwoSidedPrompt(_SoftPrompt):
@@ -118,7 +119,7 @@ class PompPrompt(_SoftPrompt):
         return self.ctx
 
 
-def build_prompt_learner(cfg: Any, clip: Clip, *, stage: int) -> nn.Module:
+def build_prompt_learner(cfg: Any, clip: Clip, *, stage: int, where: str = "MODEL.CLIP_ADAPTER") -> nn.Module:
     """The learner of a ``CLIP_ADAPTER`` node (or its ``REGION_CLIP_ADAPTER``), on the device of ``clip``.
 
     In stage 2 a learned prompt from ``PROMPT_CHECKPOINT`` is frozen. In stage 1, which learns prompts, "pomp" starts
@@ -127,12 +128,13 @@ def build_prompt_learner(cfg: Any, clip: Clip, *, stage: int) -> nn.Module:
     Args:
         cfg: has PROMPT_LEARNER, PREDEFINED_PROMPT_TEMPLATES, PROMPT_DIM, PROMPT_SHAPE and PROMPT_CHECKPOINT.
         stage: 1 or 2.
+        where: the node's name in error messages.
     Raises:
         InputError: unknown learner, widths that differ from CLIP's or from the file's, a missing or foreign file.
     """
     kind = cfg.PROMPT_LEARNER
     if kind not in LEARNERS:
-        raise InputError(f"MODEL.CLIP_ADAPTER.PROMPT_LEARNER is {kind!r}; expected one of {', '.join(LEARNERS)}")
+        raise InputError(f"{where}.PROMPT_LEARNER is {kind!r}; expected one of {', '.join(LEARNERS)}")
     if kind == "predefined":
         return PredefinedPrompts(cfg.PREDEFINED_PROMPT_TEMPLATES)
     if kind in _TEMPLATE_SETS:
@@ -140,17 +142,17 @@ def build_prompt_learner(cfg: Any, clip: Clip, *, stage: int) -> nn.Module:
     before, after = cfg.PROMPT_SHAPE
     if clip.text_width != cfg.PROMPT_DIM:
         raise InputError(
-            f"MODEL.CLIP_ADAPTER.PROMPT_DIM is {cfg.PROMPT_DIM}, but the text tower of {clip.clip_id} has width "
+            f"{where}.PROMPT_DIM is {cfg.PROMPT_DIM}, but the text tower of {clip.clip_id} has width "
             f"{clip.text_width}; set it to that"
         )
     if before + (after if kind == "learnable" else 0) < 1:
-        raise InputError(f"MODEL.CLIP_ADAPTER.PROMPT_SHAPE is {(before, after)}; expected at least one context vector")
+        raise InputError(f"{where}.PROMPT_SHAPE is {(before, after)}; expected at least one context vector")
     learner = (
         TwoSidedPrompt(cfg.PROMPT_DIM, (before, after)) if kind == "learnable" else PompPrompt(clip.text_width, before)
     )
     learner.take_signals(clip)
     if cfg.PROMPT_CHECKPOINT and not (stage == 1 and kind == "learnable"):
-        _load(learner, cfg.PROMPT_CHECKPOINT, released=kind == "pomp")
+        _load(learner, cfg.PROMPT_CHECKPOINT, f"{where}.PROMPT_CHECKPOINT", released=kind == "pomp")
         learner.requires_grad_(stage == 1)
     return learner.to(clip.device)
 
@@ -161,37 +163,39 @@ def is_trainable(learner: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _load(learner: _SoftPrompt, path: str, *, released: bool) -> None:
+def _load(learner: _SoftPrompt, path: str, key: str, *, released: bool) -> None:
     """Context vectors from a pre-training checkpoint (``released``) or from a stage-1 checkpoint."""
     if released and isinstance(learner, PompPrompt):
-        loaded = load_prompt(path, width=learner.ctx.shape[1], n_ctx=learner.num_before)
+        try:
+            loaded = load_prompt(path, width=learner.ctx.shape[1], n_ctx=learner.num_before)
+        except InputError as error:
+            raise InputError(f"{key}: {error}") from error
         if loaded.class_specific or loaded.position != "end":
-            raise InputError(
-                f"MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT: {path} must hold one context before the class name"
-            )
+            kind = "one context per class" if loaded.class_specific else f"the class name in its {loaded.position}"
+            raise InputError(f"{key}: {path} has {kind}; give a prompt with one context, before all class names")
         learner.ctx.copy_(loaded.ctx)
         return
-    found = _stage_1_entries(Path(path))
+    found = _stage_1_entries(Path(path), key)
     for name, parameter in learner.named_parameters():
         if name not in found:
             raise InputError(
-                f"MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT: {path} has no prompt_learner.{name}, only "
-                f"{', '.join(sorted(found)) or 'no prompt at all'}; give a checkpoint of stage 1 with this PROMPT_LEARNER"
+                f"{key}: {path} has no prompt_learner.{name}, only {', '.join(sorted(found)) or 'no prompt at all'}; "
+                "give a checkpoint of stage 1 with this PROMPT_LEARNER"
             )
         if found[name].shape != parameter.shape:
             raise InputError(
-                f"MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT: {name} in {path} has shape {tuple(found[name].shape)}, "
+                f"{key}: {name} in {path} has shape {tuple(found[name].shape)}, "
                 f"PROMPT_SHAPE and PROMPT_DIM ask for {tuple(parameter.shape)}; set them to those of the file"
             )
         parameter.copy_(found[name])
     logger.info("prompt from %s", path)
 
 
-def _stage_1_entries(path: Path) -> dict[str, Tensor]:
+def _stage_1_entries(path: Path, key: str) -> dict[str, Tensor]:
     """Entries of the prompt learner in a stage-1 checkpoint, by their names in the learner."""
     if not path.is_file():
         raise InputError(
-            f"MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT: no file {path}; train stage 1 first (a config named "
+            f"{key}: no file {path}; train stage 1 first (a config named "
             "zero_shot_proposal_classification_learn_prompt…) or give its model_final.pth"
         )
     try:

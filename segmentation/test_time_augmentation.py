@@ -18,6 +18,7 @@ __all__ = ["SemanticSegmentorWithTTA", "tile_starts"]
 
 # Tile by the short side of the image, for TEST.SLIDING_TILE_SIZE <= 0.
 _TILES = {256: 224, 512: 256, 768: 512, 896: 512}
+_GROUND_TRUTH = ("instances", "sem_seg")  # has the size of the image before augmentation
 
 
 class SemanticSegmentorWithTTA(nn.Module):
@@ -54,7 +55,7 @@ class SemanticSegmentorWithTTA(nn.Module):
     def _average(self, record: dict[str, Any]) -> Tensor:
         size = tuple(record["image"].shape[-2:])
         record = {"height": size[0], "width": size[1], **record}
-        versions = self.tta_mapper({key: value for key, value in record.items() if key != "instances"})
+        versions = self.tta_mapper({key: value for key, value in record.items() if key not in _GROUND_TRUTH})
         total: Tensor | None = None
         for version in versions:
             flipped = any(isinstance(step, HFlipTransform) for step in version.pop("transforms").transforms)
@@ -101,7 +102,7 @@ def _tiles(height: int, width: int, tile: int, overlap: float) -> Iterator[tuple
 def _tile_for(short_side: int) -> int:
     if short_side not in _TILES:
         raise ValueError(
-            f"TEST.SLIDING_TILE_SIZE is not positive, which chooses tiles for short sides of {', '.join(map(str, _TILES))} "
-            f"pixels only, not {short_side}; set it"
+            "TEST.SLIDING_TILE_SIZE is not positive, which chooses tiles for short sides of "
+            f"{', '.join(map(str, _TILES))} pixels only, not {short_side}; set it"
         )
     return _TILES[short_side]

@@ -19,22 +19,24 @@ def semantic_map(
     Args:
         query_logits: (Q, K + 1); the last class is "no object".
         masks: (Q, H, W) probabilities.
-        clip_logits: (n, K + 1) of the valid masks; None for none of them.
+        clip_logits: (n, K + 1) of the valid masks; None for n = 0.
         valid: (Q,) bool, the masks that CLIP has seen; None to leave CLIP out.
         seen: (K,) 1 for classes with training masks, 0 for others.
-        weight: of the query classifier for seen classes and of CLIP for unseen ones; not positive: CLIP alone.
+        weight: of the query classifier for seen classes and of CLIP for unseen ones; not positive: CLIP alone, which
+            leaves invalid masks out.
     """
     scores = query_logits.float().softmax(-1)[:, :-1]
     if valid is not None:
-        if weight <= 0 and clip_logits is not None:
-            scores, masks = clip_logits.float()[:, :-1].softmax(-1), masks[valid]
+        if weight <= 0:
+            found = scores[:0] if clip_logits is None else clip_logits.float()[:, :-1].softmax(-1)
+            scores, masks = found, masks[valid]
         else:
             scores = ensemble_scores(scores, clip_logits, valid, seen, weight)
     return torch.einsum("qc,qhw->chw", scores.to(masks.dtype), masks)
 
 
 def ensemble_scores(scores: Tensor, clip_logits: Tensor | None, valid: Tensor, seen: Tensor, weight: float) -> Tensor:
-    """(Q, K) geometric means of query probabilities (Q, K) and CLIP's; masks that CLIP has not seen count as 1 there."""
+    """(Q, K) geometric means of query probabilities (Q, K) and CLIP's, which are 1 for masks that it has not seen."""
     clip_scores = torch.ones_like(scores)
     if clip_logits is not None:
         clip_scores[valid] = clip_logits.float()[:, :-1].softmax(-1)
