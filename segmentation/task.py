@@ -33,7 +33,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Train and evaluate, or with ``--eval-only`` evaluate; see ``segmentation.training.run``. Runs in every process."""
+    """Train and evaluate, or with ``--eval-only`` evaluate, in every process; see ``segmentation.training.run``."""
     from segmentation.training import run
 
     return run(setup(args), args)
