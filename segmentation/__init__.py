@@ -4,4 +4,10 @@ Importing the package registers its models and data sets with detectron2. ``segm
 """
 
 import third_party  # noqa: F401  (makes detectron2 and mask_former importable, so it comes first)
-from segmentation import proposal_classifier, zero_shot_head, zero_shot_mask_former  # noqa: F401  (register models)
+from segmentation import (  # noqa: F401  (register models)
+    ablations,
+    proposal_classifier,
+    zero_shot_head,
+    zero_shot_mask_former,
+)
+from segmentation.data import datasets  # noqa: F401  registers

@@ -39,7 +39,11 @@ def expand_box(box: Box, ratio: float, height: int, width: int) -> Box:
 
 
 class CropImageWithMask(T.Augmentation):
-    """Cut out the box of the class ``category_id`` of the ``AugInput``, enlarged by a random one of ``expand_ratios``."""
+    """Cut out the box of the class ``category_id`` of the ``AugInput``.
+
+    Args:
+        expand_ratios: sides of the crop / sides of the box; one is drawn.
+    """
 
     def __init__(self, expand_ratios: Sequence[float] = (1.0,)) -> None:
         super().__init__()

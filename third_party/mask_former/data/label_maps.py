@@ -12,7 +12,7 @@ _SHOWN = 5
 
 
 class LabelMapError(ValueError):
-    """A label map that does not fit its image or its classes."""
+    """A label map that is missing, or does not fit its image or its classes."""
 
 
 def read_labels(file_name: str, image: np.ndarray, num_classes: int | None, ignore_label: int) -> np.ndarray:

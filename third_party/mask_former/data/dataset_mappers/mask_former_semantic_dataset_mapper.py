@@ -15,7 +15,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
-from mask_former.data.label_maps import masks_of_classes, read_labels
+from mask_former.data.label_maps import LabelMapError, masks_of_classes, read_labels
 
 __all__ = ["MaskFormerSemanticDatasetMapper"]
 
@@ -25,8 +25,8 @@ _GREY = 128  # of padded pixels
 class MaskFormerSemanticDatasetMapper:
     """From a record with an image and a label map to a sample with one binary mask per class in the image.
 
-    A sample has "image" (3, H, W) uint8, "sem_seg" (H, W) int64, "instances" with gt_classes (n,) in ascending order and
-    gt_masks (n, H, W) bool, and whatever else the record has except "sem_seg_file_name".
+    A sample has "image" (3, H, W) uint8, "sem_seg" (H, W) int64, "instances" with gt_classes (n,) in ascending order
+    and gt_masks (n, H, W) bool, and whatever else the record has except "sem_seg_file_name".
     """
 
     @configurable
@@ -82,15 +82,15 @@ class MaskFormerSemanticDatasetMapper:
         """The sample of a record, which stays as it is.
 
         Raises:
-            ValueError: the record names no label map, or has "annotations"; the image is larger than the padded size.
-            LabelMapError: see :func:`mask_former.data.label_maps.read_labels`.
+            LabelMapError: the record names no label map, or has "annotations"; the image is larger than the padded
+                size; see also :func:`mask_former.data.label_maps.read_labels`.
         """
         sample = copy.deepcopy(dataset_dict)
         name = sample["file_name"]
         if "annotations" in sample:
-            raise ValueError(f"{name} has annotations of objects; semantic segmentation needs a label map alone")
+            raise LabelMapError(f"{name} has annotations of objects; semantic segmentation needs a label map alone")
         if "sem_seg_file_name" not in sample:
-            raise ValueError(
+            raise LabelMapError(
                 f"{name} has no 'sem_seg_file_name', the label map that training needs; register the data set with one"
             )
         image = utils.read_image(name, format=self.img_format)
@@ -112,7 +112,7 @@ class MaskFormerSemanticDatasetMapper:
         height, width = image.shape[-2:]
         size = self.size_divisibility
         if max(height, width) > size:
-            raise ValueError(
+            raise LabelMapError(
                 f"{name} is {width}x{height} (width x height) after augmentation, larger than the {size} pixels of "
                 f"INPUT.SIZE_DIVISIBILITY; raise that, or make INPUT.CROP.SIZE at most {size}"
             )
@@ -122,9 +122,7 @@ class MaskFormerSemanticDatasetMapper:
 def _training_augmentations(cfg: CfgNode) -> list[T.Augmentation | T.Transform]:
     crop, side = cfg.INPUT.CROP, cfg.INPUT.SIZE_DIVISIBILITY
     augmentations: list[T.Augmentation | T.Transform] = [
-        T.ResizeShortestEdge(
-            cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
-        )
+        T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
     ]
     if crop.ENABLED:
         if crop.TYPE == "absolute" and 0 < side < max(crop.SIZE):
