@@ -10,14 +10,15 @@ from centernet.data import ClassAwareSampler
 from detection.class_counts import head_classes
 from detection.data.mapper import build_train_mapper
 from detection.data.samplers import MultiDatasetSampler, WeightedSampler
-from detection.data.training_loader import TrainingLoader, group_indices
 from detectron2.config import configurable
 from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 from detectron2.data.build import filter_images_with_few_keypoints, filter_images_with_only_crowd_annotations
 from detectron2.data.common import DatasetFromList
+from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.training_loader import TrainingLoader, group_indices
 
 __all__ = ["build_custom_train_loader", "build_train_loader", "get_detection_dataset_dicts_with_source"]
 
@@ -168,6 +169,7 @@ def build_custom_train_loader(
         seed=seed,
         num_workers=num_workers,
         collate_fn=collate_fn,
+        input_errors=(SizeMismatchError,),
     )
 
 

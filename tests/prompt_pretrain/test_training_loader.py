@@ -14,12 +14,13 @@ from PIL import Image
 import detection  # noqa: F401  (makes detectron2 importable)
 from detection.data.mapper import CustomDatasetMapper
 from detection.data.samplers import MultiDatasetSampler
-from detection.data.training_loader import TrainingLoader, group_indices, grouped_batches
 from detectron2.data import detection_utils
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
+from prompt_pretrain import distributed
 from prompt_pretrain.classification.decoding import ImageError
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.training_loader import TrainingLoader, group_indices, grouped_batches
 
 SIZES = ((40, 30), (30, 40), (32, 32))
 
@@ -48,6 +49,7 @@ def make_loader(mapper: Any = draw, *, num_workers: int = 0, seed: int = 5, **op
         groups=options.pop("groups", group_indices(data, by_source=True)),
         seed=seed,
         num_workers=num_workers,
+        input_errors=(detection_utils.SizeMismatchError,),
         **options,
     )
 
@@ -102,22 +104,28 @@ def test_the_seed_changes_everything_and_the_generators_of_the_process_nothing()
     assert take(make_loader(seed=6), 3) != batches
 
 
+def be_process(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    """One of two, for the loader and for detectron2's samplers."""
+    for module, name in ((comm, "get_rank"), (distributed, "rank")):
+        monkeypatch.setattr(module, name, lambda: rank)
+    for module, name in ((comm, "get_world_size"), (distributed, "world_size")):
+        monkeypatch.setattr(module, name, lambda: 2)
+
+
 def test_processes_share_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"groups": None, "batch_sizes": [4]}
     alone = [sample for batch in take(make_loader(**options), 6) for sample in batch]
-    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     parts = []
     for rank in range(2):
-        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        be_process(monkeypatch, rank)
         parts.append([sample for batch in take(make_loader(**options), 3) for sample in batch])
     assert [sample for pair in zip(*parts, strict=True) for sample in pair] == alone
 
 
 def test_states_of_all_processes_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     states = []
     for rank in range(2):
-        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        be_process(monkeypatch, rank)
         loader = make_loader()
         take(loader, 3)
         states.append(loader.state_dict())

@@ -15,8 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from detectron2.data.detection_utils import SizeMismatchError
-from detectron2.utils import comm
+from prompt_pretrain import distributed
 from prompt_pretrain.classification.decoding import ImageError
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.sample_randomness import random_numbers_of
@@ -92,6 +91,7 @@ class TrainingLoader:
         seed: equal on all processes; None draws one together.
         num_workers: worker processes; 0 loads in this one.
         collate_fn: list of samples -> batch; by default the list itself.
+        input_errors: further errors of the mapper that the user can mend; they become an `InputError`.
     Attributes:
         skipped: images that could not be read so far.
     """
@@ -107,16 +107,17 @@ class TrainingLoader:
         seed: int | None = None,
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
+        input_errors: tuple[type[Exception], ...] = (),
     ) -> None:
         if min(batch_sizes) < 1:
             raise InputError(
                 f"batch sizes are {list(batch_sizes)}, expected 1 or more; see SOLVER.IMS_PER_BATCH, of which each of "
-                f"the {comm.get_world_size()} processes gets its share, and DATALOADER.DATASET_BS"
+                f"the {distributed.world_size()} processes gets its share, and DATALOADER.DATASET_BS"
             )
-        self._samples = _Samples(dataset, mapper, groups)
+        self._samples = _Samples(dataset, mapper, groups, input_errors)
         self._make_sampler = make_sampler
         self._batch_sizes = list(batch_sizes)
-        self._seed = comm.shared_random_seed() if seed is None or seed < 0 else int(seed)
+        self._seed = _shared_random_seed() if seed is None or seed < 0 else int(seed)
         self._num_workers = num_workers
         self._collate = collate_fn
         self._first_batch = 0
@@ -164,12 +165,12 @@ class TrainingLoader:
         return {
             "images": len(self._samples),
             "batch_sizes": list(self._batch_sizes),
-            "processes": comm.get_world_size(),
+            "processes": distributed.world_size(),
         }
 
     def _plan(self) -> Iterator[list[_Place]]:
         """Batches from the first one that has not been given out; those before it are planned, but read by nobody."""
-        rank, world_size = comm.get_rank(), comm.get_world_size()
+        rank, world_size = distributed.rank(), distributed.world_size()
         sampler = self._make_sampler(self._seed)
         places = (_Place(number * world_size + rank, int(index)) for number, index in enumerate(sampler))
         batches = grouped_batches(places, lambda place: self._samples.group(place.image), self._batch_sizes)
@@ -196,8 +197,14 @@ class _Plan:
 class _Samples(Dataset):
     """Whole batches of samples by their places."""
 
-    def __init__(self, dataset: Any, mapper: Callable[[dict], Any] | None, groups: np.ndarray | None) -> None:
-        self.dataset, self.mapper, self.groups = dataset, mapper, groups
+    def __init__(
+        self,
+        dataset: Any,
+        mapper: Callable[[dict], Any] | None,
+        groups: np.ndarray | None,
+        input_errors: tuple[type[Exception], ...],
+    ) -> None:
+        self.dataset, self.mapper, self.groups, self.input_errors = dataset, mapper, groups, input_errors
         self.seed = 0
 
     def __len__(self) -> int:
@@ -238,7 +245,7 @@ class _Samples(Dataset):
             raise InputError(
                 f"{missing} does not exist; check the image folder of the data set below DETECTRON2_DATASETS"
             ) from error
-        except SizeMismatchError as error:
+        except self.input_errors as error:
             raise InputError(" ".join(str(error).split())) from error
         except _BROKEN_IMAGE as error:
             return None, _with_name(name, error)
@@ -254,6 +261,11 @@ class _Samples(Dataset):
         if self.groups is None:
             return int(generator.integers(len(self)))
         return int(generator.choice(np.flatnonzero(self.groups == self.group(place.image))))
+
+
+def _shared_random_seed() -> int:
+    """A number in [0, 2**31) that is the same on every process. All of them have to call it."""
+    return int(distributed.gather_objects(int(np.random.randint(2**31)))[0])
 
 
 def _name_of(record: Any, index: int) -> str:
