@@ -10,14 +10,14 @@ from detectron2.data import (
     DatasetCatalog,
     DatasetMapper,
     MetadataCatalog,
-    build_detection_train_loader,
     get_detection_dataset_dicts,
 )
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.common import DatasetFromList, MapDataset
-from detectron2.data.samplers import InferenceSampler
+from detectron2.data.samplers import InferenceSampler, TrainingSampler
 from mask_former.data.dataset_mappers.mask_former_semantic_dataset_mapper import MaskFormerSemanticDatasetMapper
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.training_loader import TrainingLoader, group_indices, share_of_process
 from segmentation.data.binary_mapper import MaskFormerBinarySemanticDatasetMapper
 from segmentation.data.sampling import log_class_histogram, sample_per_class
 from segmentation.data.worker_errors import CheckedMapper
@@ -49,14 +49,16 @@ def get_records(name: str, *, filter_empty: bool = False) -> list[dict[str, Any]
     return [{**record, "meta": {"dataset_name": name}} for record in records]
 
 
-def build_train_loader(cfg: CfgNode) -> Any:
-    """The endless loader of training batches: detectron2's, which resumes exactly where the bundled one is in use.
+def build_train_loader(cfg: CfgNode) -> TrainingLoader:
+    """The endless, resumable loader of training batches.
 
     INPUT.DATASET_MAPPER_NAME ``mask_former_binary_semantic`` draws DATASETS.SAMPLE_PER_CLASS masks of each class.
-    Batches mix upright and wide images where all samples have one size: grouping by shape only saves padding.
+    Batches mix upright and wide images where all samples have one size, or records do not tell theirs: grouping by
+    shape only saves padding.
 
     Raises:
-        InputError: no data set, an unknown or empty one, data sets of different classes.
+        InputError: no data set, an unknown or empty one, data sets of different classes, a batch size that cannot be
+            shared by the processes, another sampler.
     """
     names = cfg.DATASETS.TRAIN
     if not names:
@@ -70,11 +72,22 @@ def build_train_loader(cfg: CfgNode) -> Any:
         _check_has_categories(records, names)
         records = sample_per_class(records, cfg.DATASETS.SAMPLE_PER_CLASS, cfg.DATASETS.SAMPLE_SEED)
         log_class_histogram(records, MetadataCatalog.get(names[0]).stuff_classes)
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise InputError(f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}, expected TrainingSampler")
+    count, batch_size = len(records), share_of_process(cfg.SOLVER.IMS_PER_BATCH)
     one_size = mapper_name == _BINARY or (mapper_name == _SEMANTIC and cfg.INPUT.SIZE_DIVISIBILITY > 0)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.DATALOADER.ASPECT_RATIO_GROUPING = cfg.DATALOADER.ASPECT_RATIO_GROUPING and not one_size
-    return build_detection_train_loader(cfg, mapper=build_train_mapper(cfg), dataset=records)
+    tell_size = all("width" in record and "height" in record for record in records)
+    grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING and tell_size and not one_size
+    return TrainingLoader(
+        DatasetFromList(records, copy=False),
+        build_train_mapper(cfg),
+        lambda seed: TrainingSampler(count, seed=seed),
+        [batch_size] * (2 if grouped else 1),
+        groups=group_indices(records, by_source=False) if grouped else None,
+        seed=cfg.SEED,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        may_give_none=True,  # files that cannot be read are counted by the mapper
+    )
 
 
 def build_train_mapper(cfg: CfgNode) -> Mapper:
