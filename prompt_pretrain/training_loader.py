@@ -20,11 +20,12 @@ from prompt_pretrain.classification.decoding import ImageError
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.sample_randomness import random_numbers_of
 
-__all__ = ["TrainingLoader", "group_indices", "grouped_batches"]
+__all__ = ["TrainingLoader", "group_indices", "grouped_batches", "share_of_process"]
 
 logger = logging.getLogger(__name__)
 
 _MAX_REPLACEMENTS = 100  # images in a row that cannot be read; then something is wrong with all of them
+_NO_SAMPLE = "the mapper gave no sample"
 # What Pillow raises for broken files, beside OSError without a number.
 _BROKEN_IMAGE = (ImageError, Image.DecompressionBombError, SyntaxError, EOFError, struct.error, zlib.error)
 
@@ -92,6 +93,7 @@ class TrainingLoader:
         num_workers: worker processes; 0 loads in this one.
         collate_fn: list of samples -> batch; by default the list itself.
         input_errors: further errors of the mapper that the user can mend; they become an `InputError`.
+        may_give_none: the mapper now and then gives None for a sound image: replaced, but neither counted nor logged.
     Attributes:
         skipped: images that could not be read so far.
     """
@@ -108,13 +110,14 @@ class TrainingLoader:
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         input_errors: tuple[type[Exception], ...] = (),
+        may_give_none: bool = False,
     ) -> None:
         if min(batch_sizes) < 1:
             raise InputError(
                 f"batch sizes are {list(batch_sizes)}, expected 1 or more; see SOLVER.IMS_PER_BATCH, of which each of "
                 f"the {distributed.world_size()} processes gets its share, and DATALOADER.DATASET_BS"
             )
-        self._samples = _Samples(dataset, mapper, groups, input_errors)
+        self._samples = _Samples(dataset, mapper, groups, input_errors, may_give_none)
         self._make_sampler = make_sampler
         self._batch_sizes = list(batch_sizes)
         self._seed = _shared_random_seed() if seed is None or seed < 0 else int(seed)
@@ -203,8 +206,10 @@ class _Samples(Dataset):
         mapper: Callable[[dict], Any] | None,
         groups: np.ndarray | None,
         input_errors: tuple[type[Exception], ...],
+        may_give_none: bool,
     ) -> None:
-        self.dataset, self.mapper, self.groups, self.input_errors = dataset, mapper, groups, input_errors
+        self.dataset, self.mapper, self.groups = dataset, mapper, groups
+        self.input_errors, self.may_give_none = input_errors, may_give_none
         self.seed = 0
 
     def __len__(self) -> int:
@@ -230,12 +235,14 @@ class _Samples(Dataset):
                 sample, reason = self._load(index)
                 if reason is None:
                     return sample
-                skipped.append(reason)
+                if reason or not self.may_give_none:
+                    skipped.append(reason or f"{_name_of(self.dataset[index], index)}: {_NO_SAMPLE}")
                 index = self._replacement(place, attempt)
-        raise InputError(f"{_MAX_REPLACEMENTS} images in a row cannot be read, the last one because: {skipped[-1]}")
+        last = skipped[-1] if skipped else _NO_SAMPLE
+        raise InputError(f"{_MAX_REPLACEMENTS} images in a row cannot be read, the last one because: {last}")
 
     def _load(self, index: int) -> tuple[Any, str | None]:
-        """(sample, None), or (None, why there is none)."""
+        """(sample, None), or (None, why there is none); without a word where the mapper simply gave none."""
         record = self.dataset[index]
         name = _name_of(record, index)
         try:
@@ -253,7 +260,7 @@ class _Samples(Dataset):
             if error.errno is not None:  # the disk's trouble, not the image's
                 raise
             return None, _with_name(name, error)
-        return sample, f"{name}: the mapper gave no sample" if sample is None else None
+        return sample, "" if sample is None else None
 
     def _replacement(self, place: _Place, attempt: int) -> int:
         # Of the same group: a batch must not mix data sets with different kinds of annotation.
@@ -261,6 +268,21 @@ class _Samples(Dataset):
         if self.groups is None:
             return int(generator.integers(len(self)))
         return int(generator.choice(np.flatnonzero(self.groups == self.group(place.image))))
+
+
+def share_of_process(total_batch_size: int) -> int:
+    """Images per iteration of each process, of SOLVER.IMS_PER_BATCH.
+
+    Raises:
+        InputError: it cannot be shared evenly.
+    """
+    world_size = distributed.world_size()
+    if total_batch_size <= 0 or total_batch_size % world_size:
+        raise InputError(
+            f"SOLVER.IMS_PER_BATCH is {total_batch_size}; it must be positive and a multiple of the number of "
+            f"processes, {world_size}"
+        )
+    return total_batch_size // world_size
 
 
 def _shared_random_seed() -> int:
