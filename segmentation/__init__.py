@@ -3,6 +3,8 @@
 Importing the package registers its models and data sets with detectron2. ``segmentation.load`` is the Python API.
 """
 
+from typing import Any
+
 import third_party  # noqa: F401  (makes detectron2 and mask_former importable, so it comes first)
 from segmentation import (  # noqa: F401  (register models)
     ablations,
@@ -11,3 +13,13 @@ from segmentation import (  # noqa: F401  (register models)
     zero_shot_mask_former,
 )
 from segmentation.data import datasets  # noqa: F401  registers
+
+__all__ = ["load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":  # brings the image libraries, which training does not need
+        from segmentation.api import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,3 +15,7 @@ def add_config(cfg: CfgNode) -> None:
     add_class_embeddings_config(cfg)
     # Side in pixels to which crops are resized with REGION_RESIZED; 0: the size that CLIP was trained with.
     cfg.MODEL.CLIP_ADAPTER.REGION_SIZE = 224
+    # Matrix products that encode crops: "fp32", or "bf16", which is about twice as fast and changes a few labels.
+    cfg.MODEL.CLIP_ADAPTER.REGION_PRECISION = "fp32"
+    # Folder with the regions of each image as <image stem>.npy, for ZeroShotProposalBasedSegmentor.
+    cfg.MODEL.CLIP_ADAPTER.PROPOSALS = ""

@@ -20,7 +20,7 @@ def crop_boxes(binary: Tensor, expand_ratio: float = 1.0) -> Tensor:
 
 
 def expand_boxes(boxes: Tensor, ratio: float, limit: tuple[int, int] | None = None) -> Tensor:
-    """Boxes (n, 4) with sides times ``ratio`` about their centres, truncated towards zero, within 0 and limit (y, x)."""
+    """Boxes (n, 4), sides times ``ratio`` about their centres, truncated towards zero, within 0 and limit (y, x)."""
     start, end = boxes[:, :2].double(), boxes[:, 2:].double()
     centre, half = (start + end) / 2, (end - start) * ratio / 2
     expanded = torch.cat([centre - half, centre + half], 1).trunc().long()

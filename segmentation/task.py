@@ -21,6 +21,7 @@ META_ARCHITECTURES: frozenset[str] = frozenset(
         "SemanticSegmentor",
         "ZeroShotMaskFormer",
         "ZeroShotPerPixelModel",
+        "ZeroShotProposalBasedSegmentor",
     }
 )
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-__all__ = ["ensemble_scores", "semantic_map"]
+__all__ = ["blend", "ensemble_scores", "semantic_map"]
 
 
 def semantic_map(
@@ -40,6 +40,11 @@ def ensemble_scores(scores: Tensor, clip_logits: Tensor | None, valid: Tensor, s
     clip_scores = torch.ones_like(scores)
     if clip_logits is not None:
         clip_scores[valid] = clip_logits.float()[:, :-1].softmax(-1)
+    return blend(scores, clip_scores, seen, weight)
+
+
+def blend(scores: Tensor, clip_scores: Tensor, seen: Tensor, weight: float) -> Tensor:
+    """Geometric means of probabilities (…, K), where CLIP's have ``weight`` for unseen classes, the rest for others."""
     seen = seen.to(scores)
-    power = seen * weight + (1 - seen) * (1 - weight)  # of the query classifier, per class
+    power = seen * weight + (1 - seen) * (1 - weight)  # of the learned classifier, per class
     return scores**power * clip_scores ** (1 - power)

@@ -95,7 +95,9 @@ class PerPixelBaselineHead(nn.Module):
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
         """Weighted cross-entropy of logits at stride 4 with labels (B, H, W)."""
         logits = self.upsample(predictions.float())
-        return F.cross_entropy(logits, targets, ignore_index=self.ignore_value) * self.loss_weight
+        total = F.cross_entropy(logits, targets, ignore_index=self.ignore_value, reduction="sum")
+        count = (targets != self.ignore_value).sum().clamp(min=1)  # a mean over no pixel would be NaN
+        return total / count * self.loss_weight
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
