@@ -11,11 +11,11 @@ __all__ = ["build_adapter", "build_mask_adapter"]
 _NODE = "MODEL.CLIP_ADAPTER"
 
 
-def build_adapter(cfg: CfgNode) -> ClipAdapter:
-    """The adapter of stage 1, which learns prompts."""
+def build_adapter(cfg: CfgNode, *, stage: int = 1) -> ClipAdapter:
+    """An adapter for whole images: of stage 1, which learns prompts, or of a segmenter, which is stage 2."""
     node = cfg.MODEL.CLIP_ADAPTER
     clip = _clip(cfg, node, _NODE)
-    return ClipAdapter(clip, build_prompt_learner(node, clip, stage=1))
+    return ClipAdapter(clip, build_prompt_learner(node, clip, stage=stage))
 
 
 def build_mask_adapter(
@@ -46,6 +46,7 @@ def build_mask_adapter(
         mask_matting=node.MASK_MATTING,
         region_resized=node.REGION_RESIZED,
         region_size=node.get("REGION_SIZE", CROP_SIDE),  # configs of others lack it
+        region_precision=node.get("REGION_PRECISION", "fp32"),
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from prompt_pretrain.clip import Clip
 from prompt_pretrain.errors import InputError
-from segmentation.clip_vision import encode_images
+from segmentation.clip_vision import PRECISIONS, encode_images
 from segmentation.mask_crops import crop_boxes, resize_crops
 from segmentation.prompt_learners import is_trainable
 
@@ -73,15 +73,26 @@ class ClipAdapter(nn.Module):
         self._given |= dict(zip([name.strip() for name in class_names], features, strict=True))
         self._rows = None
 
+    def forget_text_features(self) -> None:
+        """Go back to the prompt learner for all names."""
+        self._given.clear()
+        self._rows = None
+
     def forward(self, images: Tensor, class_names: Sequence[str]) -> Tensor:
         """(B, K) logits of images (B, 3, H, W), normalised for CLIP."""
         features = F.normalize(self.encode_image(images).float(), dim=1)
         return similarity_logits(self.class_features(class_names), features)
 
-    def encode_image(self, images: Tensor) -> Tensor:
+    @torch.no_grad()
+    def classify_images(self, images: Sequence[Tensor], class_names: Sequence[str]) -> Tensor:
+        """(B, K) logits of RGB images (3, H, W) of one size with values in [0, 255]."""
+        mean, std = (torch.tensor(x).view(-1, 1, 1).to(images[0]) for x in (self.clip.mean, self.clip.std))
+        return ClipAdapter.forward(self, (torch.stack(list(images)) / 255 - mean) / std, class_names)
+
+    def encode_image(self, images: Tensor, *, precision: str = "fp32") -> Tensor:
         """(B, D) features of normalised images of any size; gradients stop at the image tower."""
         with torch.no_grad():
-            return encode_images(self.clip, images)
+            return encode_images(self.clip, images, precision=precision)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -130,6 +141,7 @@ class MaskFormerClipAdapter(ClipAdapter):
         mask_matting: bool = False,
         region_resized: bool = True,
         region_size: int = CROP_SIDE,
+        region_precision: str = "fp32",
     ) -> None:
         """Set up how masks are cropped.
 
@@ -140,8 +152,9 @@ class MaskFormerClipAdapter(ClipAdapter):
             mask_matting: weigh pixels by the probability instead.
             region_resized: resize crops; otherwise encode each at its own size.
             region_size: side of resized crops; 0 for the size that CLIP was trained with.
+            region_precision: "fp32", or "bf16" for the matrix products that encode crops.
         Raises:
-            InputError: another fill, a ratio that is not positive, a negative size.
+            InputError: another fill or precision, a ratio that is not positive, a negative size.
         """
         super().__init__(clip, prompt_learner)
         if mask_fill not in MASK_FILLS:
@@ -152,6 +165,11 @@ class MaskFormerClipAdapter(ClipAdapter):
             raise InputError(
                 f"MODEL.CLIP_ADAPTER.REGION_SIZE is {region_size}; expected pixels, or 0 for CLIP's own size"
             )
+        if region_precision not in PRECISIONS:
+            raise InputError(
+                f"MODEL.CLIP_ADAPTER.REGION_PRECISION is {region_precision!r}; expected one of {', '.join(PRECISIONS)}"
+            )
+        self.region_precision = region_precision
         self.mask_fill = mask_fill
         self.mask_expand_ratio = mask_expand_ratio
         self.mask_thr = mask_thr
@@ -200,11 +218,14 @@ class MaskFormerClipAdapter(ClipAdapter):
         if not any(counts):
             return [None] * len(counts), valid
         if self.region_resized:
-            features = self.encode_image(torch.cat([found for found in regions if len(found)]))
+            features = self._encode_regions(torch.cat([found for found in regions if len(found)]))
         else:
-            features = torch.cat([self.encode_image(crop[None]) for found in regions for crop in found])
+            features = torch.cat([self._encode_regions(crop[None]) for found in regions for crop in found])
         logits = similarity_logits(self.class_features(class_names), F.normalize(features.float(), dim=1))
         return [part if len(part) else None for part in logits.split(counts)], valid
+
+    def _encode_regions(self, crops: Tensor) -> Tensor:
+        return self.encode_image(crops, precision=self.region_precision)
 
     def regions(self, image: Tensor, masks: Tensor) -> tuple[Any, Tensor]:
         """Normalised crops of the masks that have a pixel, and which those are (Q,) bool.
