@@ -4,6 +4,8 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,8 +16,9 @@ from prompt_pretrain.errors import InputError
 from prompt_pretrain.prompt import SoftPrompt
 from prompt_pretrain.vocabulary import Vocabulary, clean_class_name, find_ties, load_vocabulary
 
-__all__ = ["check_class_names", "embed_classes", "embed_names"]
+__all__ = ["check_class_names", "embed_classes", "embed_names", "is_embedding_file"]
 _log = logging.getLogger(__name__)
+_EMBEDDING_SUFFIXES = (".npy", ".safetensors", ".pt", ".pth")
 
 
 def embed_classes(
@@ -51,6 +54,11 @@ def embed_names(embeddings: ClassEmbeddings, names: Sequence[str] | str) -> Clas
     names = load_vocabulary(names).class_names if isinstance(names, str) else tuple(names)
     embeddings.check(class_names=names)
     return replace(embeddings, class_names=tuple(names))
+
+
+def is_embedding_file(classes: Any) -> bool:
+    """Whether ``classes`` is the path of class embeddings, and not a vocabulary."""
+    return isinstance(classes, str | os.PathLike) and Path(classes).suffix.lower() in _EMBEDDING_SUFFIXES
 
 
 def check_class_names(names: Sequence[str], source: str) -> tuple[str, ...]:

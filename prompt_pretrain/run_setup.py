@@ -15,8 +15,28 @@ import torch
 
 from prompt_pretrain.errors import InputError
 
-__all__ = ["explained_loading", "is_missing_file", "merge_settings"]
+__all__ = ["explained_loading", "find_config_file", "is_missing_file", "merge_settings"]
 _log = logging.getLogger(__name__)
+
+
+def find_config_file(name: str | os.PathLike, folder: Path) -> Path:
+    """A YAML file by its path, or by its name in ``folder`` or below, without ``.yaml``.
+
+    Raises:
+        InputError: no such file, or several.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise InputError(f"no config file {path}; check the path")
+        return path
+    found = [folder / f"{name}.yaml"] if (folder / f"{name}.yaml").is_file() else sorted(folder.rglob(f"{name}.yaml"))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise InputError(f"no config {os.fspath(name)!r} in {folder}; give a name from there or a .yaml file")
+    choices = ", ".join(str(each.relative_to(folder).with_suffix("")) for each in found)
+    raise InputError(f"{len(found)} configs are called {os.fspath(name)!r}: {choices}; give one of these")
 
 
 def merge_settings(cfg: Any, config_file: str | os.PathLike, overrides: Sequence[str] = ()) -> None:

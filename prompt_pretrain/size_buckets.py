@@ -3,16 +3,19 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-__all__ = ["SizeBuckets"]
+__all__ = ["Indexed", "SizeBuckets"]
 _WINDOW = 8  # batches' worth of images that may wait for others of their size
 
 
-class _Indexed(Protocol):
+class Indexed(Protocol):
+    """A result that knows its input."""
+
     @property
-    def index(self) -> int: ...
+    def index(self) -> int:
+        """Position among the inputs."""
 
 
-_Result = TypeVar("_Result", bound=_Indexed)
+_Result = TypeVar("_Result", bound=Indexed)
 
 
 class SizeBuckets(Generic[_Result]):

@@ -17,7 +17,7 @@ from prompt_pretrain.run_setup import is_missing_file, merge_settings
 from segmentation.class_embedding_hook import resolve_class_embeddings_of
 from segmentation.config import add_config
 
-__all__ = ["check_data_sets", "check_weights", "load_config", "setup"]
+__all__ = ["check_data_sets", "check_weights", "load_config", "setup", "take_prompt_from_weights"]
 _log = logging.getLogger(__name__)
 
 _FOLDERS = ("image_root", "sem_seg_root", "image_dir", "gt_dir")  # in the metadata of data sets
@@ -36,7 +36,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_data_sets(cfg, cfg.DATASETS.TEST)
     resolve_class_embeddings_of(cfg)
     if args.eval_only:
-        _take_prompt_from_weights(cfg)
+        take_prompt_from_weights(cfg)
     cfg.freeze()
     for package in ("segmentation", "prompt_pretrain", "mask_former"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=package, abbrev_name=package)
@@ -89,7 +89,7 @@ def check_weights(path: str) -> None:
     raise InputError(f"MODEL.WEIGHTS {file} not found; {origin}")
 
 
-def _take_prompt_from_weights(cfg: CfgNode) -> None:
+def take_prompt_from_weights(cfg: CfgNode) -> None:
     """Evaluation of a whole model needs no file of its prompt: it is in the weights, whose loading checks it."""
     adapter = cfg.MODEL.CLIP_ADAPTER
     for node in (adapter, adapter.REGION_CLIP_ADAPTER):
