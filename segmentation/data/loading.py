@@ -14,13 +14,15 @@ from detectron2.data import (
 )
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.common import DatasetFromList, MapDataset
+from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import InferenceSampler, TrainingSampler
 from mask_former.data.dataset_mappers.mask_former_semantic_dataset_mapper import MaskFormerSemanticDatasetMapper
+from mask_former.data.label_maps import LabelMapError
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.training_loader import TrainingLoader, group_indices, share_of_process
 from segmentation.data.binary_mapper import MaskFormerBinarySemanticDatasetMapper
+from segmentation.data.checked_mapper import CheckedMapper
 from segmentation.data.sampling import log_class_histogram, sample_per_class
-from segmentation.data.worker_errors import CheckedMapper
 
 __all__ = ["build_test_loader", "build_train_loader", "build_train_mapper", "get_records"]
 
@@ -86,27 +88,20 @@ def build_train_loader(cfg: CfgNode) -> TrainingLoader:
         groups=group_indices(records, by_source=False) if grouped else None,
         seed=cfg.SEED,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        may_give_none=True,  # files that cannot be read are counted by the mapper
+        input_errors=(LabelMapError, SizeMismatchError),
+        may_give_none=mapper_name == _BINARY,  # where a crop lost its class
     )
 
 
 def build_train_mapper(cfg: CfgNode) -> Mapper:
-    """The mapper of INPUT.DATASET_MAPPER_NAME, detectron2's for names that are not of MaskFormer or ZSSeg.
-
-    Files that cannot be read give None, so that the loader takes another record.
-    """
+    """The mapper of INPUT.DATASET_MAPPER_NAME, detectron2's for names that are not of MaskFormer or ZSSeg."""
     name = cfg.INPUT.DATASET_MAPPER_NAME
-    mapper: Mapper
     if name == _SEMANTIC:
         try:
-            mapper = MaskFormerSemanticDatasetMapper(cfg, True)
+            return MaskFormerSemanticDatasetMapper(cfg, True)
         except ValueError as error:
             raise InputError(str(error)) from error
-    elif name == _BINARY:
-        mapper = MaskFormerBinarySemanticDatasetMapper(cfg, True)
-    else:
-        mapper = DatasetMapper(cfg, is_train=True)
-    return CheckedMapper(mapper, skip_broken=True)
+    return MaskFormerBinarySemanticDatasetMapper(cfg, True) if name == _BINARY else DatasetMapper(cfg, is_train=True)
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
@@ -125,7 +120,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
         records = [{key: value for key, value in record.items() if key != "sem_seg_file_name"} for record in records]
     elif cfg.INPUT.DATASET_MAPPER_NAME == _BINARY:
         _check_has_categories(records, (dataset_name,))
-    mapper = CheckedMapper(_test_mapper(cfg, dataset_name), skip_broken=False)
+    mapper = CheckedMapper(_test_mapper(cfg, dataset_name))
     dataset = DatasetFromList(records, copy=False)
     return DataLoader(
         MapDataset(dataset, mapper),

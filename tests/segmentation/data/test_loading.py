@@ -1,5 +1,6 @@
 """Loaders of training and test batches, and what becomes of files that cannot be used."""
 
+import itertools
 import json
 import random
 from collections import Counter
@@ -59,7 +60,7 @@ def config(name="made_up_maps", **values):
 
 
 def batches(loader, count):
-    return [batch for batch, _ in zip(loader, range(count), strict=False)]
+    return list(itertools.islice(loader, count))
 
 
 def test_training_batches_of_semantic_segmentation(folders):
@@ -140,6 +141,8 @@ def test_the_mapper_knows_the_classes_of_its_own_test_set(folders):
             "made_up_maps and made_up_others .* different classes",
         ),
         ({"INPUT.DATASET_MAPPER_NAME": "mask_former_binary_semantic"}, "needs one record per class of an image"),
+        ({"DATALOADER.SAMPLER_TRAIN": "RepeatFactorTrainingSampler"}, "expected TrainingSampler"),
+        ({"SOLVER.IMS_PER_BATCH": 0}, "SOLVER.IMS_PER_BATCH is 0"),
         ({"INPUT.CROP.SIZE": (40, 16)}, r"INPUT.CROP.SIZE is \(40, 16\), larger than the 32 pixels"),
     ],
 )
@@ -201,7 +204,7 @@ def test_missing_files_are_an_error(folders):
     loader = build_train_loader(config())
     for number in range(3):
         (folders / f"images/{number}.png").unlink()
-    with pytest.raises(InputError, match="images/[012].png does not exist; check the folders"):
+    with pytest.raises(InputError, match="images/[012].png does not exist; check the image folder"):
         batches(loader, 1)
 
 
@@ -210,9 +213,39 @@ def test_broken_files_are_left_out_of_training_and_an_error_of_evaluation(folder
     path.write_bytes(path.read_bytes()[:60])
     found = [sample for batch in batches(build_train_loader(config()), 6) for sample in batch]
     assert {s["file_name"] for s in found} == {str(folders / f"images/{number}.png") for number in (0, 2)}
-    assert f"{path} or its label map" in caplog.text
-    with pytest.raises(InputError, match=f"{path} cannot be read"):
-        list(build_test_loader(config(), "made_up_maps"))
+    assert f"{path} cannot be read" in caplog.text
+    for workers in (0, 1):
+        with pytest.raises(InputError, match=f"^{path} cannot be read .*; fetch it again or drop it$"):
+            list(build_test_loader(config(**{"DATALOADER.NUM_WORKERS": workers}), "made_up_maps"))
+
+
+def test_missing_files_of_a_test_set_are_an_error(folders):
+    loader = build_test_loader(config(), "made_up_maps")
+    (folders / "images/0.png").unlink()
+    with pytest.raises(InputError, match="images/0.png does not exist; check the folders"):
+        list(loader)
+
+
+def test_resumed_batches_are_those_of_an_uninterrupted_training(folders):
+    loader = build_train_loader(config())
+    first, rest = build_train_loader(config()), build_train_loader(config())
+    batches(first, 2)
+    rest.load_state_dict(first.state_dict())
+    for expected, found in zip(batches(loader, 5)[2:], batches(rest, 3), strict=True):
+        for a, b in zip(expected, found, strict=True):
+            assert torch.equal(a["image"], b["image"]) and torch.equal(a["sem_seg"], b["sem_seg"])
+
+
+def test_crops_that_lost_their_class_are_replaced_without_a_word(folders, caplog):
+    cfg = config("made_up_masks", **{"INPUT.MIN_SIZE_TRAIN": (8, 8), "MODEL.CLIP_ADAPTER.MASK_EXPAND_RATIO": 30.0})
+    for number, (height, width) in enumerate(SIZES):
+        labels = np.zeros((height, width), np.uint8)
+        labels[0, 0] = 1
+        Image.fromarray(labels).save(folders / f"labels/{number}.png")
+    (folders / "labels_label_count.json").write_text(json.dumps({f"{number}.png": [0, 1] for number in range(3)}))
+    for batch in batches(build_train_loader(cfg), 5):
+        assert all(sample["instances"].gt_masks.any() for sample in batch)
+    assert "left out" not in caplog.text
 
 
 def test_counts_that_are_out_of_date(folders):

@@ -8,7 +8,7 @@ from PIL import Image
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from mask_former import MaskFormerSemanticDatasetMapper
-from mask_former.data.label_maps import LabelMapError, check_labels
+from mask_former.data.label_maps import LabelMapError, check_labels, classes_of
 from tests.segmentation_recipes import registered_data_sets, segmentation_config
 
 
@@ -112,6 +112,13 @@ def test_wrong_labels_are_listed():
     check_labels(labels[:0], 2, 255, "a.png")
     with pytest.raises(LabelMapError, match="a.png holds 2, 3, 4, 5, 6 and more, expected the labels 0 to 1"):
         check_labels(labels, 2, 255, "a.png")
+
+
+def test_classes_of_a_map_ascend_without_the_ignored_one():
+    labels = torch.tensor([[7, 3, 255], [3, 0, 255]])
+    assert classes_of(labels, 255).tolist() == [0, 3, 7]
+    assert classes_of(labels, 0).tolist() == [3, 7, 255]
+    assert classes_of(labels[:0], 255).tolist() == []
 
 
 def test_crops_larger_than_the_padded_size_are_refused():

@@ -15,7 +15,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
-from mask_former.data.label_maps import LabelMapError, masks_of_classes, read_labels
+from mask_former.data.label_maps import LabelMapError, classes_of, masks_of_classes, read_labels
 
 __all__ = ["MaskFormerSemanticDatasetMapper"]
 
@@ -104,8 +104,7 @@ class MaskFormerSemanticDatasetMapper:
             image = self._pad(image, _GREY, name)
             labels = self._pad(labels, self.ignore_label, name)
         sample["image"], sample["sem_seg"] = image, labels
-        classes = labels.unique()
-        sample["instances"] = masks_of_classes(labels, classes[classes != self.ignore_label])
+        sample["instances"] = masks_of_classes(labels, classes_of(labels, self.ignore_label))
         return sample
 
     def _pad(self, image: Tensor, value: int, name: str) -> Tensor:

@@ -1,6 +1,5 @@
-"""What becomes of a sample that cannot be made: skipped, or one clear error also from a worker process."""
+"""One clear error for a record of a test set that cannot be used, also from a worker process."""
 
-import logging
 import struct
 import zlib
 from collections.abc import Callable
@@ -14,8 +13,6 @@ from prompt_pretrain.errors import InputError
 
 __all__ = ["CheckedMapper", "SampleError"]
 
-logger = logging.getLogger(__name__)
-
 # What Pillow raises for broken files, beside OSError without a number.
 _BROKEN_FILE = (SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
@@ -26,22 +23,15 @@ class SampleError(InputError):
     def __init__(self, text: str) -> None:
         # A DataLoader raises an error of its worker anew, with the traceback for a text: of that, the last line counts.
         lines = [line for line in str(text).splitlines() if line.strip()]
-        text = " ".join(lines) if not str(text).startswith("Caught ") else lines[-1]
+        text = lines[-1] if str(text).startswith("Caught ") else " ".join(lines)
         super().__init__(text.removeprefix(f"{type(self).__module__}.{type(self).__name__}: "))
 
 
 class CheckedMapper:
-    """A mapper whose errors are :class:`SampleError`.
+    """A mapper whose errors are :class:`SampleError`; training has its own way, in ``TrainingLoader``."""
 
-    Args:
-        mapper: record -> sample, or None to have another record taken.
-        skip_broken: give None for images and label maps that cannot be read, with a count in the log.
-    """
-
-    def __init__(self, mapper: Callable[[dict[str, Any]], Any], *, skip_broken: bool) -> None:
+    def __init__(self, mapper: Callable[[dict[str, Any]], Any]) -> None:
         self.mapper = mapper
-        self.skip_broken = skip_broken
-        self.skipped = 0
 
     def __call__(self, record: dict[str, Any]) -> Any:
         """The sample.
@@ -59,16 +49,13 @@ class CheckedMapper:
         except (LabelMapError, SizeMismatchError, InputError) as error:
             raise SampleError(str(error)) from error
         except _BROKEN_FILE as error:
-            return self._broken(record, error)
+            raise _broken(record, error) from error
         except OSError as error:
             if error.errno is not None:  # the disk's trouble, not the file's
                 raise
-            return self._broken(record, error)
+            raise _broken(record, error) from error
 
-    def _broken(self, record: dict[str, Any], error: Exception) -> None:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        files = f"{record['file_name']} or its label map" if "sem_seg_file_name" in record else record["file_name"]
-        if not self.skip_broken:
-            raise SampleError(f"{files} cannot be read: {reason}; fetch it again or drop it") from error
-        self.skipped += 1
-        logger.warning("left out, number %d in this process: %s: %s", self.skipped, files, reason)
+
+def _broken(record: dict[str, Any], error: Exception) -> SampleError:
+    files = f"{record['file_name']} or its label map" if "sem_seg_file_name" in record else record["file_name"]
+    return SampleError(f"{files} cannot be read ({str(error) or type(error).__name__}); fetch it again or drop it")
