@@ -4,11 +4,13 @@ from detectron2.config import CfgNode
 from prompt_pretrain.clip import Clip, load_clip
 from prompt_pretrain.errors import InputError
 from segmentation.clip_adapter import CROP_SIDE, ClipAdapter, MaskFormerClipAdapter
+from segmentation.mask_pooling import MaskPoolingClipAdapter
 from segmentation.prompt_learners import build_prompt_learner
 
 __all__ = ["build_adapter", "build_mask_adapter"]
 
 _NODE = "MODEL.CLIP_ADAPTER"
+_REGION_CLASSIFIERS = {"crops": MaskFormerClipAdapter, "pooling": MaskPoolingClipAdapter}
 
 
 def build_adapter(cfg: CfgNode, *, stage: int = 1) -> ClipAdapter:
@@ -37,7 +39,10 @@ def build_mask_adapter(
         clip = share.clip
     else:
         clip = _clip(cfg, text, where)
-    return MaskFormerClipAdapter(
+    kind = node.get("REGION_CLASSIFIER", "crops")  # configs of others lack this project's own keys
+    if kind not in _REGION_CLASSIFIERS:
+        raise InputError(f"{_NODE}.REGION_CLASSIFIER is {kind!r}; expected one of {', '.join(_REGION_CLASSIFIERS)}")
+    return _REGION_CLASSIFIERS[kind](
         clip,
         build_prompt_learner(text, clip, stage=2, where=where),
         mask_fill=node.MASK_FILL,
@@ -45,7 +50,7 @@ def build_mask_adapter(
         mask_thr=node.MASK_THR,
         mask_matting=node.MASK_MATTING,
         region_resized=node.REGION_RESIZED,
-        region_size=node.get("REGION_SIZE", CROP_SIDE),  # configs of others lack it
+        region_size=node.get("REGION_SIZE", CROP_SIDE),
         region_precision=node.get("REGION_PRECISION", "fp32"),
     )
 

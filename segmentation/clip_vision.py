@@ -14,7 +14,7 @@ from prompt_pretrain.clip import Clip
 from prompt_pretrain.errors import InputError
 from segmentation.packed_vit import packed_vit
 
-__all__ = ["PRECISIONS", "encode_images"]
+__all__ = ["PRECISIONS", "encode_images", "resize_positions"]
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -53,7 +53,7 @@ def encode_images(clip: Clip, images: Tensor, *, precision: str = "fp32") -> Ten
             f"an image of {size[0]} x {size[1]} pixels is smaller than a patch of {clip.clip_id} "
             f"({patch[0]} x {patch[1]}); set MODEL.CLIP_ADAPTER.REGION_RESIZED True"
         )
-    return _encode(visual, images, precision, {name: _resize(positions, grid)})
+    return _encode(visual, images, precision, {name: resize_positions(positions, grid)})
 
 
 def _encode(visual: Any, images: Tensor, precision: str, positions: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -67,7 +67,7 @@ def _encode(visual: Any, images: Tensor, precision: str, positions: Mapping[str,
         return functional_call(visual, dict(positions), (images,)) if positions else visual(images)
 
 
-def _resize(positions: Tensor, grid: tuple[int, int]) -> Tensor:
+def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
     """(1 + h·w, C) position embeddings of a grid (h, w) from those of a square grid."""
     first, rest = positions[:1], positions[1:]
     side = round(len(rest) ** 0.5)

@@ -17,5 +17,7 @@ def add_config(cfg: CfgNode) -> None:
     cfg.MODEL.CLIP_ADAPTER.REGION_SIZE = 224
     # Matrix products that encode crops: "fp32", or "bf16", which is about twice as fast and changes a few labels.
     cfg.MODEL.CLIP_ADAPTER.REGION_PRECISION = "fp32"
+    # Classifier of masks: "crops", one pass of CLIP per mask, or "pooling", one per image: faster, other scores.
+    cfg.MODEL.CLIP_ADAPTER.REGION_CLASSIFIER = "crops"
     # Folder with the regions of each image as <image stem>.npy, for ZeroShotProposalBasedSegmentor.
     cfg.MODEL.CLIP_ADAPTER.PROPOSALS = ""
