@@ -6,6 +6,7 @@ than one image. ResNets pool their last map under each mask by the same attentio
 (The masks are those of MaskCLIP, arXiv 2208.08984; its trained refinement of the attention is left out.)
 """
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -30,6 +31,10 @@ class MaskPoolingClipAdapter(MaskFormerClipAdapter):
 
     With ``mask_matting`` patches count by the probability of the mask, otherwise by the share that it covers.
     """
+
+    @property
+    def masks_per_look(self) -> int:
+        return sys.maxsize
 
     @torch.no_grad()
     def classify(
