@@ -18,7 +18,14 @@ from _published_segmentation import as_published, build_segmenter, make_scene
 from _records import Record, parse_arguments, report
 from torch import Tensor
 
+from prompt_pretrain.clip import load_clip
+from prompt_pretrain.shapeworld.classes import things
+from prompt_pretrain.shapeworld.scene_masks import is_recognisable, visible_mask
+from prompt_pretrain.shapeworld.scenes import class_mix, plan_scene, render_scene
+from segmentation.clip_adapter import MaskFormerClipAdapter
 from segmentation.label_inference import PixelWeights, label_map
+from segmentation.mask_pooling import MaskPoolingClipAdapter
+from segmentation.prompt_learners import PredefinedPrompts
 from segmentation.zero_shot_mask_former import ZeroShotMaskFormer
 
 
@@ -29,15 +36,17 @@ def main() -> int:
     model = build_segmenter(options.device, queries)
     record = make_scene(model, size, seed=1)
     records = inference_records(model, record, repeats=1 if options.quick else 2)
+    records += pooling_records(model, record)
     if not options.quick:
         records += batch_records(model, [record, make_scene(model, size, seed=2)])
         records += empty_mask_records(model, make_scene(model, size, seed=3, empty=40))
+    records += accuracy_records(scenes=20 if options.quick else 300)
     records += vocabulary_records(options.quick, options.device)
     report(records, options.json)
     return 0
 
 
-MODES = {  # by the end of a record's name: precision of the encoding of crops, and whether labels are all that is asked
+MODES = {  # end of a record's name -> precision in which crops are encoded, and whether only labels are asked for
     "": ("bf16", False),
     "_fp32": ("fp32", False),
     "_labels_only": ("bf16", True),
@@ -62,6 +71,56 @@ def inference_records(model: ZeroShotMaskFormer, record: dict[str, Any], repeats
         if labels_only:
             found.append(Record(f"segmentation/crops{suffix}", looks, "crops", len(record["scene"]["pred_masks"])))
     return found
+
+
+def pooling_records(model: ZeroShotMaskFormer, record: dict[str, Any]) -> list[Record]:
+    """The classifier that pools features of one pass by mask; the reference is looking at crops, both in float32.
+
+    Random weights say nothing of its accuracy: see :func:`accuracy_records`.
+    """
+    crops = model.clip_adapter
+    seconds, _, _ = run_mode(model, [record], "fp32", False)
+    pooling = MaskPoolingClipAdapter(crops.clip, crops.prompt_learner).to(model.device)
+    names, _ = model.vocabulary.of([record])
+    pooling.set_text_features(names, crops.text_features(names))
+    model._region_clip_adapter = pooling
+    try:
+        pooled, _, _ = run_mode(model, [record], "fp32", False)
+    finally:
+        del model._region_clip_adapter
+    return [Record("segmentation/mask_pooling_seconds_fp32", pooled, "s", seconds, seconds / pooled)]
+
+
+def accuracy_records(scenes: int) -> list[Record]:
+    """Share of the true masks of ShapeWorld's scenes that its trained CLIP classifies rightly among all its things."""
+    clip = load_clip("shapeworld-tiny")
+    mix = class_mix(things("base"), things("novel"), "val")
+    names = [thing.name for thing in mix.things]
+    learner = PredefinedPrompts(["a picture of a {}."])
+    # bf16 encodes the same crops.
+    adapters = {
+        "crops": MaskFormerClipAdapter(clip, learner, region_size=64),
+        "crops_bf16": MaskFormerClipAdapter(clip, learner, region_size=64, region_precision="bf16"),
+        "mask_pooling": MaskPoolingClipAdapter(clip, learner, region_size=64),
+    }
+    right, total = dict.fromkeys(adapters, 0), 0
+    for index in range(scenes):
+        scene = render_scene(plan_scene(index, mix, split="val"), 192)
+        shown = [place for place in range(len(scene.plan.things)) if is_recognisable(scene, place)]
+        if not shown:
+            continue
+        image = torch.from_numpy(scene.pixels).permute(2, 0, 1).float()
+        masks = torch.stack([torch.from_numpy(visible_mask(scene, [place])) for place in shown]).float()
+        labels = torch.tensor([scene.plan.things[place].label for place in shown])
+        total += len(shown)
+        for name, adapter in adapters.items():
+            logits, _ = adapter(image, names, masks)
+            right[name] += int((logits[:, :-1].argmax(1) == labels).sum())
+    reference = right["crops"] / total
+    return [
+        Record(f"segmentation/{name}_accuracy", count / total, "fraction", reference, count / right["crops"])
+        for name, count in right.items()
+    ]
 
 
 def batch_records(model: ZeroShotMaskFormer, records: list[dict[str, Any]]) -> list[Record]:
