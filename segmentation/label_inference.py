@@ -10,6 +10,8 @@ from segmentation.zero_shot_inference import blend
 __all__ = ["LabelSearch", "PixelWeights", "label_map"]
 
 _SCORES_PER_CHUNK = 1 << 24  # pixels times classes that are in memory at a time
+_MANY_CLASSES = 1000  # from which on it pays to leave out those that cannot win
+_NEIGHBOURS = 128  # pixels that leave out classes together
 _SAMPLE = 4096  # pixels that tell cheaply whether all labels may be certain
 _ROUNDING = 1e-5  # relative; sums over 100 queries in float32 err by less
 
@@ -53,12 +55,25 @@ class PixelWeights:
 
 
 def label_map(scores: Tensor, weights: PixelWeights) -> Tensor:
-    """(H·W,) int64 classes of the largest sum over masks of scores (Q, K) times weights.
+    """(H·W,) int64 classes of the largest sum over masks of scores (Q, K), not negative, times weights.
 
-    The memory that it needs does not grow with the number of classes.
+    The memory that it needs does not grow with the number of classes. On a CPU, neighbouring pixels leave out classes
+    of a large vocabulary that cannot be the largest in any of them.
     """
-    parts = torch.arange(len(weights), device=weights.device).split(_pixels_per_chunk(scores))
+    everything = torch.arange(len(weights), device=weights.device)
+    if scores.device.type == "cpu" and scores.shape[1] >= _MANY_CLASSES:
+        by_class = scores.T.contiguous()
+        return torch.cat([_label_neighbours(by_class, weights.of(part)) for part in everything.split(_NEIGHBOURS)])
+    parts = everything.split(_pixels_per_chunk(scores))
     return torch.cat([(weights.of(pixels) @ scores).argmax(1) for pixels in parts])
+
+
+def _label_neighbours(by_class: Tensor, weights: Tensor) -> Tensor:
+    """(n,) classes of n pixels with weights (n, Q) and scores (K, Q) of classes."""
+    low, high = torch.aminmax(weights, dim=0)
+    most, least = by_class @ high, by_class @ low  # of every class, over these pixels
+    kept = (most >= (1 - _ROUNDING) * least.amax()).nonzero()[:, 0]
+    return kept[(weights @ by_class[kept].T).argmax(1)]
 
 
 class LabelSearch:

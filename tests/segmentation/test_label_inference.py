@@ -53,6 +53,18 @@ def test_chunks_give_the_labels_of_whole_maps(size: tuple[int, int], monkeypatch
     assert torch.equal(label_map(scores, PixelWeights(masks, size)), whole.argmax(0).flatten())
 
 
+def test_leaving_out_classes_changes_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = make(4)[1]
+    scores = torch.randn(len(masks), 300, generator=torch.Generator().manual_seed(0)).mul(3).softmax(-1)
+    expected = torch.einsum("qc,qhw->chw", scores, masks).argmax(0).flatten()
+    weights = PixelWeights(masks, (18, 26))
+    assert torch.equal(label_map(scores, weights), expected)
+    monkeypatch.setattr(label_inference, "_MANY_CLASSES", 1)
+    monkeypatch.setattr(label_inference, "_NEIGHBOURS", 13)
+    assert torch.equal(label_map(scores, weights), expected)
+    assert not label_map(torch.zeros_like(scores), weights).any()
+
+
 def search(logits: Tensor, masks: Tensor, valid: Tensor, clip_logits: Tensor, weight: float, *, count: int = 2):
     """Labels, and how many masks were looked at."""
     size = tuple(masks.shape[-2:])

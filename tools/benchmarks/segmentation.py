@@ -17,6 +17,7 @@ import torch
 from _published_segmentation import as_published, build_segmenter, make_scene
 from _records import Record, parse_arguments, report
 from torch import Tensor
+from torch.nn import functional as F
 
 from prompt_pretrain.clip import load_clip
 from prompt_pretrain.shapeworld.classes import things
@@ -146,10 +147,12 @@ def empty_mask_records(model: ZeroShotMaskFormer, record: dict[str, Any]) -> lis
 def vocabulary_records(quick: bool, device: str) -> list[Record]:
     """Peak memory and time from masks and class scores to labels, where the reference is the map of all scores."""
     size = (256, 320) if quick else (480, 640)
-    weights = PixelWeights(torch.rand(100, *size, device=device), size)
+    blobs = torch.randn(1, 100, 6, 8, device=device)
+    masks = F.interpolate(4 * blobs - 2, size, mode="bicubic")[0].sigmoid()
+    weights = PixelWeights(masks, size)
     found = []
     for classes in (171, 22000):
-        scores = torch.rand(100, classes, device=device)
+        scores = (4.4 * torch.randn(100, classes, device=device)).softmax(-1)  # as spread as CLIP's logits are
         megabytes, seconds = peak_megabytes(lambda scores=scores: label_map(scores, weights), device)
         name, dense = f"segmentation/label_map_{classes}_classes", classes * size[0] * size[1] * 4 / 2**20
         found.append(Record(f"{name}_seconds", seconds, "s"))
