@@ -8,7 +8,6 @@ for found in detector.predict("street.jpg"):
     print(found.class_name, found.score, found.box)
 """
 
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,9 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detection.batching import SizeBuckets
-from detection.custom_vocabulary import class_texts_of, embed_classes, embed_names
-from detection.image_inputs import ImageInput, open_inputs
+from detection.custom_vocabulary import class_texts_of
 from detection.reset_classifier import reset_cls_test
 from detection.results import DetectionResult
 from detection.setup import load_config
@@ -31,14 +28,16 @@ from prompt_pretrain.class_embeddings import ClassEmbeddings, resolve_class_embe
 from prompt_pretrain.class_texts import ClassTexts
 from prompt_pretrain.classification.decoding import ImageError
 from prompt_pretrain.clip import Clip
+from prompt_pretrain.custom_vocabulary import embed_classes, embed_names, is_embedding_file
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.image_inputs import ImageInput, open_inputs
+from prompt_pretrain.predictor import Predictor, padded_size
 from prompt_pretrain.prompt import SoftPrompt
+from prompt_pretrain.run_setup import find_config_file
 from prompt_pretrain.vocabulary import Vocabulary
 
 __all__ = ["Detector", "load"]
-_log = logging.getLogger(__name__)
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "configs" / "detection"
-EMBEDDING_SUFFIXES = (".npy", ".safetensors", ".pt", ".pth")
 
 
 def load(
@@ -83,7 +82,7 @@ def load(
     return detector if embeddings is None else detector.set_classes(embeddings)
 
 
-class Detector:
+class Detector(Predictor[DetectionResult]):
     """A model with the test-time settings of its config.
 
     Attributes:
@@ -98,7 +97,7 @@ class Detector:
         self._augmentation = _test_augmentation(cfg)
         self._rgb = cfg.INPUT.FORMAT == "RGB"
         default = cfg.INPUT.TEST_INPUT_TYPE == "default"
-        self._longest = cfg.INPUT.MAX_SIZE_TEST if default else cfg.INPUT.TEST_SIZE  # side of a resized image
+        self.longest_side = cfg.INPUT.MAX_SIZE_TEST if default else cfg.INPUT.TEST_SIZE
 
     def __repr__(self) -> str:
         return f"Detector({self.cfg.MODEL.META_ARCHITECTURE}, {len(self.class_names)} classes, {self.device})"
@@ -135,7 +134,7 @@ class Detector:
                 "this model has a learned classifier, its classes are fixed; set_classes needs a config with "
                 "MODEL.ROI_BOX_HEAD.USE_ZEROSHOT_CLS True"
             )
-        if isinstance(classes, str | os.PathLike) and Path(classes).suffix.lower() in EMBEDDING_SUFFIXES:
+        if is_embedding_file(classes):
             classes = ClassEmbeddings.load(classes)
         if not isinstance(classes, ClassEmbeddings):
             if prompt is None or clip is None:
@@ -157,7 +156,7 @@ class Detector:
         """Detect in one image, or in many.
 
         Args:
-            inputs: see :func:`~detection.image_inputs.open_inputs`.
+            inputs: see :func:`~prompt_pretrain.image_inputs.open_inputs`.
             batch_size: images per step of the model. Only images that need the same padding share a step, so results
                 do not depend on it.
             min_score: drop detections below it. The config's ``SCORE_THRESH_TEST`` and ``DETECTIONS_PER_IMAGE`` hold
@@ -181,34 +180,10 @@ class Detector:
     def _detect(
         self, images: Iterator[ImageInput | ImageError], batch_size: int, min_score: float, skip_bad: bool
     ) -> Iterator[DetectionResult]:
-        if batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, found {batch_size}")
-        if not self.class_names:
-            raise InputError("this detector does not know its classes; call set_classes first")
-        buckets = SizeBuckets(self._run, batch_size)
-        for index, image in enumerate(images):
-            image = self._usable(image)
-            if isinstance(image, ImageError):
-                if not skip_bad:
-                    raise image
-                _log.warning("left out: %s", image)
-                continue
-            entry = self._prepare(image, index)
-            yield from _filtered(buckets.add(entry, self._padded_size(entry["image"])), min_score)
-        yield from _filtered(buckets.flush(), min_score)
+        for result in self.results(images, batch_size=batch_size, skip_bad=skip_bad):
+            yield result.above(min_score) if min_score > 0 else result
 
-    def _usable(self, image: ImageInput | ImageError) -> ImageInput | ImageError:
-        """The image, or the error of one that would lose all pixels when it is resized."""
-        if isinstance(image, ImageError) or not self._longest:
-            return image
-        height, width = image.pixels.shape[:2]
-        if min(height, width) * self._longest >= max(height, width):
-            return image
-        return ImageError(
-            image.source, f"{width} x {height} pixels are too elongated for images of {self._longest} pixels; crop it"
-        )
-
-    def _prepare(self, image: ImageInput, index: int) -> dict[str, Any]:
+    def prepare(self, image: ImageInput, index: int) -> dict[str, Any]:
         """The model's input for one image, still on the CPU."""
         pixels = image.pixels[:, :, ::-1] if self._rgb else image.pixels
         resized = T.AugInput(pixels)
@@ -217,14 +192,14 @@ class Detector:
         height, width = pixels.shape[:2]
         return {"image": tensor, "height": height, "width": width, "source": image.source, "index": index}
 
-    def _padded_size(self, image: Tensor) -> tuple[int, int]:
+    def padded_size(self, image: Tensor) -> tuple[int, int]:
+        """Height and width to which the model pads an image."""
         backbone = getattr(self.model, "backbone", None)  # Deformable DETR has one inside its transformer
-        unit = max(int(getattr(backbone, "size_divisibility", 0)), 1)
-        height, width = (-(-side // unit) * unit for side in image.shape[1:])
-        return height, width
+        return padded_size(image, int(getattr(backbone, "size_divisibility", 0)))
 
     @torch.no_grad()
-    def _run(self, entries: Sequence[dict[str, Any]]) -> list[DetectionResult]:
+    def run(self, entries: Sequence[dict[str, Any]]) -> list[DetectionResult]:
+        """One result per entry of a batch."""
         inputs = [{**entry, "image": entry["image"].to(self.device)} for entry in entries]
         outputs = self.model(inputs)
         return [
@@ -233,29 +208,13 @@ class Detector:
         ]
 
 
-def _filtered(results: Iterator[DetectionResult], min_score: float) -> Iterator[DetectionResult]:
-    return (result.above(min_score) if min_score > 0 else result for result in results)
-
-
 def _read_config(config_or_name: CfgNode | str | os.PathLike, overrides: Sequence[Any]) -> CfgNode:
     if isinstance(config_or_name, CfgNode):
         cfg = config_or_name.clone()
         cfg.defrost()
         cfg.merge_from_list(list(overrides))
         return cfg
-    return load_config(_config_file(config_or_name), [str(each) for each in overrides])
-
-
-def _config_file(name: str | os.PathLike) -> Path:
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise InputError(f"no config file {path}; check the path")
-        return path
-    found = CONFIG_FOLDER / f"{name}.yaml"
-    if not found.is_file():
-        raise InputError(f"no config {name!r} in {CONFIG_FOLDER}; give a name from there or a .yaml file")
-    return found
+    return load_config(find_config_file(config_or_name, CONFIG_FOLDER), [str(each) for each in overrides])
 
 
 def _inference_config(cfg: CfgNode, device: str | torch.device | None) -> CfgNode:

@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from detection.custom_vocabulary import check_class_names, class_texts_of
+from detection.custom_vocabulary import class_texts_of
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils import comm
 from prompt_pretrain.atomic_files import write_json
+from prompt_pretrain.custom_vocabulary import check_class_names
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.untyped_settings import UntypedSettings
 
 __all__ = ["TEST_NAME", "TRAIN_NAME", "CustomData", "register_custom_data"]
 _log = logging.getLogger(__name__)
@@ -126,7 +128,7 @@ def register_custom_data(cfg: CfgNode, args: argparse.Namespace) -> None:
     for data in filter(None, (train, test)):
         if data.num_annotations == 0:
             raise InputError(f"{data.json_file} holds no annotations; there is nothing to learn from or to evaluate")
-    chosen = _Settings(cfg, args)
+    chosen = UntypedSettings(cfg, getattr(args, "opts", None))
     if train:
         _register(TRAIN_NAME, train)
         _simplify_training(chosen, train)
@@ -138,25 +140,6 @@ def register_custom_data(cfg: CfgNode, args: argparse.Namespace) -> None:
     _set_vocabulary(chosen, main)
     _set_test_vocabulary(chosen, main, test)
     _log.info("custom data: %d classes, %d images, %d annotations", len(main.class_names), *_size(main))
-
-
-class _Settings:
-    """Changes a config except where the command line has spoken."""
-
-    def __init__(self, cfg: CfgNode, args: argparse.Namespace) -> None:
-        self.cfg = cfg
-        self._typed = set(list(getattr(args, "opts", None) or ())[::2])
-
-    def set(self, key: str, value: Any) -> None:
-        if key in self._typed:
-            return
-        *path, name = key.split(".")
-        node = self.cfg
-        for part in path:
-            node = node[part]
-        if node[name] != value:
-            _log.info("%s becomes %s", key, value)
-            node[name] = value
 
 
 def _read(args: argparse.Namespace, split: str) -> CustomData | None:
@@ -177,7 +160,7 @@ def _register(name: str, data: CustomData) -> None:
     register_coco_instances(name, {"thing_classes": list(data.class_names)}, data.json_file, data.images)
 
 
-def _set_vocabulary(chosen: _Settings, data: CustomData) -> None:
+def _set_vocabulary(chosen: UntypedSettings, data: CustomData) -> None:
     cfg = chosen.cfg
     chosen.set("MODEL.ROI_HEADS.NUM_CLASSES", len(data.class_names))
     chosen.set("MODEL.CENTERNET.NUM_CLASSES", len(data.class_names))
@@ -191,7 +174,7 @@ def _set_vocabulary(chosen: _Settings, data: CustomData) -> None:
     chosen.set("MODEL.CLASS_EMBEDDINGS.VOCABULARY", data.json_file)
 
 
-def _simplify_training(chosen: _Settings, train: CustomData) -> None:
+def _simplify_training(chosen: UntypedSettings, train: CustomData) -> None:
     cfg = chosen.cfg
     chosen.set("WITH_IMAGE_LABELS", False)
     chosen.set("MODEL.DYNAMIC_CLASSIFIER", False)
@@ -210,7 +193,7 @@ def _simplify_training(chosen: _Settings, train: CustomData) -> None:
         chosen.set("MODEL.ROI_BOX_HEAD.CAT_FREQ_PATH", str(path))
 
 
-def _set_test_vocabulary(chosen: _Settings, main: CustomData, test: CustomData | None) -> None:
+def _set_test_vocabulary(chosen: UntypedSettings, main: CustomData, test: CustomData | None) -> None:
     """Embeddings of its own for a test set of other classes."""
     cfg = chosen.cfg
     other = test is not None and test.class_names != main.class_names

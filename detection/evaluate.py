@@ -1,7 +1,6 @@
 """Evaluation on every test set of a config, each with class embeddings of its own if asked for; one table of all."""
 
 import logging
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from prompt_pretrain.atomic_files import atomic_writer, write_json
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.metrics_log import finite_or_none
 from third_party import detectron2_source
 
 __all__ = ["build_evaluator", "classifier_restored", "do_test"]
@@ -75,7 +75,7 @@ def do_test(cfg: CfgNode, model: nn.Module, *, config_name: str = "") -> dict[st
     _log.info("results in percent:\n%s", table)
     with atomic_writer(os.path.join(cfg.OUTPUT_DIR, "results.md"), "w") as file:
         file.write(table + "\n")
-    write_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), _finite(results))
+    write_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), finite_or_none(results))
     return next(iter(results.values())) if len(results) == 1 else results
 
 
@@ -149,14 +149,6 @@ def _with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
     own.MODEL.ROI_HEADS.NUM_CLASSES = inner.roi_heads.num_classes  # the test set's, if it has its own
     # In the mode of the model inside, which it returns to after the evaluation.
     return GeneralizedRCNNWithTTA(own, inner).train(inner.training)
-
-
-def _finite(results: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN, the value of a group without ground truth: None in its place."""
-    return {
-        name: _finite(value) if isinstance(value, dict) else value if math.isfinite(value) else None
-        for name, value in results.items()
-    }
 
 
 def _let_lvis_run() -> None:

@@ -1,6 +1,5 @@
 """Optimisers of the published recipes: SGD or AdamW with one group per parameter and clipping of the whole gradient."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.solver import build_optimizer as build_detectron2_optimizer
 from detectron2.solver.build import maybe_add_gradient_clipping
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.gradient_clipping import clipping_whole_gradient
 
 __all__ = ["build_custom_optimizer", "build_optimizer"]
 
@@ -72,24 +72,7 @@ def build_custom_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimi
     else:
         raise InputError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; expected SGD or ADAMW")
     if solver.CLIP_GRADIENTS.ENABLED and solver.CLIP_GRADIENTS.CLIP_TYPE == _FULL_MODEL:
-        optimizer = _clipping_whole_gradient(optimizer, solver.CLIP_GRADIENTS.CLIP_VALUE)
+        optimizer = clipping_whole_gradient(optimizer, solver.CLIP_GRADIENTS.CLIP_VALUE)
     else:
         optimizer = maybe_add_gradient_clipping(cfg, optimizer)
     return optimizer(groups, **options)
-
-
-def _clipping_whole_gradient(base: type[torch.optim.Optimizer], max_norm: float) -> type[torch.optim.Optimizer]:
-    """``base`` with the L2 norm over all gradients clipped to ``max_norm`` at the start of ``step``.
-
-    Not detectron2's: the real one has no such type of clipping.
-    """
-    if not max_norm > 0:
-        raise InputError(f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE is {max_norm}; it must be greater than 0")
-
-    def step(self: torch.optim.Optimizer, closure: Callable[[], float] | None = None) -> float | None:
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, max_norm)
-        return super(clipping, self).step(closure)
-
-    clipping = type(f"{base.__name__}WithFullModelClip", (base,), {"step": step})
-    return clipping

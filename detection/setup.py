@@ -2,14 +2,9 @@
 
 import argparse
 import difflib
-import logging
 import os
-import pickle
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 from detection.class_embedding_hook import resolve_class_embeddings_of
 from detection.task import add_config
@@ -19,9 +14,9 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.run_setup import explained_loading, is_missing_file, merge_settings
 
 __all__ = ["check_data_sets", "check_weights", "explained_loading", "load_config", "setup"]
-_log = logging.getLogger(__name__)
 
 _DETIC = 'the model zoo of "Detecting Twenty-thousand Classes using Image-level Supervision" (Detic)'
 _POMP = '"Prompt Pre-Training with Twenty-Thousand Classes for Open-Vocabulary Visual Recognition" (POMP)'
@@ -62,28 +57,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -> CfgNode:
     """Defaults, a YAML file with its bases, then ``KEY VALUE`` pairs; not frozen.
 
-    ``/auto`` in OUTPUT_DIR becomes the name of the file. Without CUDA, MODEL.DEVICE "cuda" becomes "cpu".
-
-    Raises:
-        InputError: no such file, an unknown key, a value of another type.
+    See ``merge_settings``.
     """
     cfg = get_cfg()
     add_config(cfg)
-    overrides = list(overrides or ())
-    if len(overrides) % 2:
-        raise InputError(f"settings come in pairs KEY VALUE, but the last one, {overrides[-1]!r}, stands alone")
-    try:
-        if config_file:
-            cfg.merge_from_file(str(config_file))
-        cfg.merge_from_list(overrides)
-    except (AssertionError, KeyError, ValueError, OSError) as error:
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise InputError(f"{config_file or 'the command line'}: {text}") from error
-    name = Path(config_file).stem if config_file else "custom"
-    cfg.OUTPUT_DIR = cfg.OUTPUT_DIR.replace("/auto", f"/{name}")
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        _log.warning("no CUDA device here: MODEL.DEVICE %s becomes cpu", cfg.MODEL.DEVICE)
-        cfg.MODEL.DEVICE = "cpu"
+    merge_settings(cfg, config_file, overrides)
     return cfg
 
 
@@ -114,27 +92,9 @@ def check_weights(path: str) -> None:
     Raises:
         InputError: names the file and the publication that it comes with.
     """
-    file = path.partition("?")[0]
-    if file and "://" not in file and not os.path.isfile(file):
+    if is_missing_file(path):
+        file = path.partition("?")[0]
         raise InputError(f"MODEL.WEIGHTS {file} not found; {_source_of(file)}")
-
-
-@contextmanager
-def explained_loading(path: str) -> Iterator[None]:
-    """Inside of it, what goes wrong with reading the weights ``path`` becomes an :class:`InputError`."""
-    try:
-        yield
-    except InputError:
-        raise
-    except FileNotFoundError as error:
-        raise InputError(f"MODEL.WEIGHTS {path} not found; give an existing file, or '' for random weights") from error
-    except OSError as error:  # of URLs that cannot be reached
-        raise InputError(
-            f"MODEL.WEIGHTS {path} cannot be read or fetched ({error}); download it where there is a network, and set "
-            "MODEL.WEIGHTS to the file"
-        ) from error
-    except (ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"MODEL.WEIGHTS {path} cannot be used: {error}") from error
 
 
 def _source_of(file: str) -> str:

@@ -6,7 +6,6 @@ to one that was not.
 """
 
 import argparse
-import json
 import logging
 import os
 import time
@@ -22,7 +21,6 @@ from torch.nn.parallel import DistributedDataParallel
 from detection.checkpoint import DeticCheckpointer, has_own_classes
 from detection.class_counts import check_class_counts
 from detection.data.loading import build_train_loader
-from detection.data.sample_randomness import random_numbers_of
 from detection.evaluate import do_test
 from detection.optimizer import build_optimizer
 from detection.reset_classifier import reset_cls_test
@@ -34,10 +32,11 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter
-from prompt_pretrain.atomic_files import atomic_writer
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.interruption import StopSignal
+from prompt_pretrain.metrics_log import drop_rows_from
 from prompt_pretrain.pretrain import TrainingInterrupted
+from prompt_pretrain.sample_randomness import random_numbers_of
 
 __all__ = ["do_train", "run"]
 _log = logging.getLogger(__name__)
@@ -255,22 +254,9 @@ def _evaluate(cfg: CfgNode, model: nn.Module, storage: EventStorage, config_name
 
 def _writers(cfg: CfgNode, max_iter: int, start: int) -> list[EventWriter]:
     """Writers to the terminal, metrics.json and TensorBoard; after a resume metrics.json loses what is done again."""
-    path = Path(cfg.OUTPUT_DIR) / "metrics.json"
-    if start > 0 and path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if _iteration_of(line) < start]
-        if len(kept) < len(lines):
-            with atomic_writer(path, "w") as file:
-                file.writelines(kept)
+    if start > 0:
+        drop_rows_from(Path(cfg.OUTPUT_DIR) / "metrics.json", start)
     return default_writers(cfg.OUTPUT_DIR, max_iter)
-
-
-def _iteration_of(line: str) -> float:
-    """Infinite for a line that a killed process left unfinished."""
-    try:
-        return json.loads(line)["iteration"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
 
 
 def _largest_lr(optimizer: torch.optim.Optimizer) -> float:

@@ -9,20 +9,16 @@ from typing import IO, Any
 
 from prompt_pretrain.atomic_files import atomic_writer
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.lazy_metadata import dataset_root
 
-__all__ = ["add_root", "beside", "data_root", "parse", "read_annotations", "write_annotations", "write_rows"]
+__all__ = ["add_root", "beside", "parse", "read_annotations", "write_annotations", "write_rows"]
 
 Content = dict[str, Any]
 
 
-def data_root() -> str:
-    """``DETECTRON2_DATASETS``, by default ``datasets``."""
-    return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
-
-
 def add_root(parser: argparse.ArgumentParser) -> None:
     """The option ``--root``, from which a command finds its inputs and outputs where none are given."""
-    parser.add_argument("--root", default=data_root(), help="data root (default: DETECTRON2_DATASETS, else datasets)")
+    parser.add_argument("--root", default=dataset_root(), help="data root (default: $DETECTRON2_DATASETS or datasets)")
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:

@@ -8,7 +8,6 @@ from detection.data.loading import (
 from detection.data.mapper import CustomDatasetMapper, build_train_mapper
 from detection.data.samplers import MultiDatasetSampler
 from detection.data.tar_dataset import DiskTarDataset
-from detection.data.training_loader import TrainingLoader
 from detection.data.transforms import EfficientDetResizeCrop, build_custom_augmentation
 
 __all__ = [
@@ -16,7 +15,6 @@ __all__ = [
     "DiskTarDataset",
     "EfficientDetResizeCrop",
     "MultiDatasetSampler",
-    "TrainingLoader",
     "build_custom_augmentation",
     "build_custom_train_loader",
     "build_train_loader",

@@ -10,14 +10,14 @@ from centernet.data import ClassAwareSampler
 from detection.class_counts import head_classes
 from detection.data.mapper import build_train_mapper
 from detection.data.samplers import MultiDatasetSampler, WeightedSampler
-from detection.data.training_loader import TrainingLoader, group_indices
 from detectron2.config import configurable
 from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 from detectron2.data.build import filter_images_with_few_keypoints, filter_images_with_only_crowd_annotations
 from detectron2.data.common import DatasetFromList
+from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler, TrainingSampler
-from detectron2.utils import comm
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.training_loader import TrainingLoader, group_indices, share_of_process
 
 __all__ = ["build_custom_train_loader", "build_train_loader", "get_detection_dataset_dicts_with_source"]
 
@@ -158,7 +158,7 @@ def build_custom_train_loader(
             )
         batch_sizes = [dataset_bs[group // 2] for group in range(2 * num_datasets)]
     else:
-        batch_sizes = [_share_of_process(total_batch_size)] * len(batch_sizes)
+        batch_sizes = [share_of_process(total_batch_size)] * len(batch_sizes)
     return TrainingLoader(
         DatasetFromList(dataset, copy=False),
         mapper,
@@ -168,6 +168,7 @@ def build_custom_train_loader(
         seed=seed,
         num_workers=num_workers,
         collate_fn=collate_fn,
+        input_errors=(SizeMismatchError,),
     )
 
 
@@ -217,16 +218,6 @@ def _as_factory(sampler: Sampler[int] | SamplerFactory | None, size: int) -> Sam
     if sampler is None:
         return lambda seed: TrainingSampler(size, seed=seed)
     return (lambda seed: sampler) if isinstance(sampler, Sampler) else sampler
-
-
-def _share_of_process(total_batch_size: int) -> int:
-    world_size = comm.get_world_size()
-    if total_batch_size <= 0 or total_batch_size % world_size:
-        raise InputError(
-            f"SOLVER.IMS_PER_BATCH is {total_batch_size}; it must be positive and a multiple of the number of "
-            f"processes, {world_size}"
-        )
-    return total_batch_size // world_size
 
 
 def _check_grouping(cfg: Any) -> None:

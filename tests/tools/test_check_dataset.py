@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import detection  # noqa: F401  makes detectron2 importable, and registers now rather than inside a test
+import segmentation  # noqa: F401
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances, register_lvis_instances
 from detectron2.structures import BoxMode
@@ -392,3 +393,19 @@ def test_open_images(tool, tmp_path):
 def test_names_of_detection_are_known(tool, tmp_path, capsys):
     assert run_command(tool.main, ["objects365_v2_val", "--no-files"]) == 2
     assert "zhiyuan_objv2_val_fixname.json: No such file" in capsys.readouterr().out
+
+
+def test_names_of_segmentation_are_known(tool, tmp_path, capsys):
+    assert run_command(tool.main, ["coco_2017_test_stuff_sem_seg_classification", "--no-files"]) == 2
+    assert "val2017, which should hold every image, does not exist" in capsys.readouterr().out
+
+
+def test_entries_of_single_masks_are_checked(tool, tmp_path):
+    write_image(tmp_path / "a.jpg")
+    Image.new("L", (30, 20), 1).save(tmp_path / "a.png")
+    entry = {"file_name": str(tmp_path / "a.jpg"), "sem_seg_file_name": str(tmp_path / "a.png")}
+    DatasetCatalog.register("checked_masks", lambda: [{**entry, "category_id": 1}, {**entry, "category_id": 2}])
+    MetadataCatalog.get("checked_masks").set(stuff_classes=["sky", "grass", "sand"], ignore_label=255)
+    report = tool.check_dataset("checked_masks")
+    assert kinds(report) == {"label map without its class": 1}
+    assert "a.png shows nothing of class 2; count again" in report.as_text()

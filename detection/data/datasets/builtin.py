@@ -13,6 +13,7 @@ from detectron2.data.datasets import load_coco_json, register_lvis_instances
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.data.datasets.lvis import get_lvis_instances_meta
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.lazy_metadata import dataset_root
 from prompt_pretrain.vocabulary import load_vocabulary
 
 __all__ = ["dataset_root", "register_detection_datasets"]
@@ -26,11 +27,6 @@ class _Entry(NamedTuple):
     json_file: str
     register: Callable[[str, Facts, str, str], None]
     classes: Callable[[], Facts]
-
-
-def dataset_root() -> str:
-    """The data root: ``DETECTRON2_DATASETS``, by default ``datasets``."""
-    return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 
 
 def register_detection_datasets(root: str) -> None:

@@ -16,9 +16,9 @@ import detection
 from centernet.config import add_centernet_config
 from detection.data.datasets import custom_load_lvis_json
 from detection.data.samplers import MultiDatasetSampler, repeat_factors_from_tag_frequency
-from detection.data.training_loader import group_indices, grouped_batches
 from detection.data.transforms import EfficientDetResizeCrop
 from detectron2.config import CfgNode, get_cfg
+from prompt_pretrain.training_loader import group_indices, grouped_batches
 from tests.golden.fill import fill
 from tests.golden_files import Golden
 from tests.golden_recipes import apply_settings, close, released_settings, tolerance

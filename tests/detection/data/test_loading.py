@@ -20,7 +20,7 @@ from detection.data import (
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
-from detectron2.utils import comm
+from prompt_pretrain import distributed
 from prompt_pretrain.errors import InputError
 
 CLASSES = 4  # of the data sets that ``two_sets`` registers
@@ -164,7 +164,7 @@ def test_own_records_mapper_and_sampler(two_sets: Path) -> None:
 
 
 def test_each_process_gets_its_share(two_sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comm, "get_world_size", lambda: 3)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
     cfg = settings(**(BOXES_ONLY | {"SOLVER__IMS_PER_BATCH": 6}))
     assert [len(batch) for batch in take(build_train_loader(cfg), 3)] == [2, 2, 2]
     cfg.SOLVER.IMS_PER_BATCH = 4
