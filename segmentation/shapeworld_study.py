@@ -63,19 +63,21 @@ class SegmentationWorlds:
     """
 
     coco_stuff: SceneRecipe = field(
-        default_factory=lambda: SceneRecipe(num_classes=12, num_novel=6, train_images=800, val_images=80, size=128)
+        default_factory=lambda: SceneRecipe(num_classes=100, num_novel=20, train_images=800, val_images=60, size=128)
     )
     voc: SceneRecipe = field(
-        default_factory=lambda: SceneRecipe(num_classes=8, num_novel=8, train_images=1, val_images=50, size=128, seed=1)
+        default_factory=lambda: SceneRecipe(
+            num_classes=10, num_novel=10, train_images=1, val_images=25, size=128, seed=1
+        )
     )
     ade20k: SceneRecipe = field(
         default_factory=lambda: SceneRecipe(
-            num_classes=24, num_novel=16, train_images=1, val_images=50, size=128, seed=2
+            num_classes=100, num_novel=40, train_images=1, val_images=25, size=128, seed=2
         )
     )
     pascal_context: SceneRecipe = field(
         default_factory=lambda: SceneRecipe(
-            num_classes=16, num_novel=8, train_images=1, val_images=50, size=128, seed=3
+            num_classes=30, num_novel=20, train_images=1, val_images=25, size=128, seed=3
         )
     )
     pomp: Recipe = field(default_factory=lambda: Recipe(num_classes=800, num_novel=1, images_per_class=4))
