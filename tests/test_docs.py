@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from detection.task import add_config  # makes detectron2 importable
+from detection.task import add_config as add_detection_config  # makes detectron2 importable
 from detectron2.config import get_cfg as get_detectron2_cfg
 from prompt_pretrain.config import flatten, get_cfg
+from segmentation.task import add_config as add_segmentation_config
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -31,9 +32,11 @@ def test_named_files_exist(document):
 
 @by_name
 def test_named_settings_exist(document):
-    detection = get_detectron2_cfg()
-    add_config(detection)
-    settings = {*flatten(get_cfg()), *flatten(detection)}
+    settings = set(flatten(get_cfg()))
+    for add_config in (add_detection_config, add_segmentation_config):
+        cfg = get_detectron2_cfg()
+        add_config(cfg)
+        settings |= set(flatten(cfg))
     settings |= {name[: match.end()] for name in settings for match in re.finditer(r"\w+(?=\.)", name)}  # nodes
     groups = "|".join({name.partition(".")[0] for name in settings if "." in name})
     named = set(re.findall(rf"`((?:{groups})\.[A-Z0-9_.]+)", document.read_text(encoding="utf-8")))

@@ -54,7 +54,7 @@ def test_stage_2_learns_scenes_by_heart(folders: list[str], tmp_path: Path) -> N
     assert losses[-1] < 0.7 * losses[0]
     assert metrics["pACC"] > 35 and metrics["mIoU"] > 15  # guessing: 9
 
-    segmenter = load(CONFIGS / "shapeworld_maskformer.yaml", tmp_path / "model_final.pth", "cpu", overrides=SMALL)
+    segmenter = load(tmp_path / "config.yaml", tmp_path / "model_final.pth", "cpu", overrides=SMALL)
     found = segmenter.set_classes(folders[-1]).predict(folders[1])
     assert len(found) == 8 and np.mean([len(each) for each in found]) > 1
 
