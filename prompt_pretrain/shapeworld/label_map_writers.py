@@ -119,12 +119,19 @@ def classes_of(kind: str, recipe: SceneRecipe) -> list[dict[str, Any]]:
     return [entry | {"id": number} for number, entry in enumerate(rows)]
 
 
+def _read(path: Path) -> np.ndarray:
+    labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if labels is None:
+        raise InputError(f"{path} is no readable label map; remove the folder and make the world again")
+    return labels
+
+
 def _write_counts(root: Path, maps: Sequence[LabelMaps]) -> None:
     for each in maps:
         for split in SCENE_SPLITS:
             folder = folder_of(root, each.folder, split)
             counts = {
-                path.name: [value for value in np.unique(cv2.imread(str(path), -1)).tolist() if value != IGNORE]
+                path.name: [value for value in np.unique(_read(path)).tolist() if value != IGNORE]
                 for path in sorted(folder.glob("*.png"))
             }
             write_json(folder.with_name(folder.name + COUNTS), counts)
