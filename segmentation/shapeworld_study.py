@@ -176,6 +176,7 @@ class SegmentationStudy:
             self.folder / "pomp",
             self.worlds.pomp,
             config_file=_CONFIGS / "prompt_pretrain" / "shapeworld_tiny.yaml",
+            overrides=("OPTIM.MAX_EPOCH", "20"),
             workers=workers,
         )
         missing = [seed for seed in seeds if not self.pomp_prompt(seed).is_file()]
@@ -185,7 +186,8 @@ class SegmentationStudy:
         study.encode_images(missing)
         for seed in missing:
             found = study.train(PromptRun("pomp", seed=seed)).result.best_prompt
-            self.pomp_prompt(seed).write_bytes(found.read_bytes())
+            with atomic_writer(self.pomp_prompt(seed)) as file:
+                file.write(found.read_bytes())
 
     def pomp_prompt(self, seed: int) -> Path:
         return self.folder / "pomp" / f"prompt_seed{seed}.pth.tar"
