@@ -218,7 +218,9 @@ class TextEncoder:
             part_ctx = ctx[ids.to(ctx.device)] if ctx is not None and ctx.ndim == 3 else ctx
             part = prompts.select(ids)
             if needs_grad and first - start + len(ids) > rows_kept:
-                found = checkpoint(self._plain_rows, part, part_ctx, deep_ctx, use_reentrant=False, preserve_rng_state=False)
+                found = checkpoint(
+                    self._plain_rows, part, part_ctx, deep_ctx, use_reentrant=False, preserve_rng_state=False
+                )
             else:
                 found = self._plain_rows(part, part_ctx, deep_ctx)
             features.append(found.float())

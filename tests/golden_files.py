@@ -16,6 +16,7 @@ GOLDEN_FOLDER = Path(__file__).parent / "golden"
 KINDS = (
     "pomp_loss",
     "pomp_misc",
+    "prompt_baselines",
     "d2_transforms",
     "d2_data",
     "d2_backbones",
