@@ -334,7 +334,8 @@ def _leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _suggestion(cfg: CfgNode, key: str) -> str:
     """Names the existing key most like ``key``: as a whole, or the one whose last part is."""
     keys = {existing.lower(): existing for existing, _ in _leaves(cfg)}
-    by_name = {existing.rsplit(".", 1)[-1]: existing for existing in keys}
+    # Of the keys that end alike the first counts: POMP's stand before the baselines'.
+    by_name = {existing.rsplit(".", 1)[-1]: existing for existing in reversed(keys)}
     wanted = str(key).lower()
     if near := difflib.get_close_matches(wanted, keys, n=1, cutoff=0.75):
         return f"; did you mean {keys[near[0]]}?"

@@ -145,7 +145,7 @@ def render(study: ShapeWorldStudy, seeds: Sequence[int], results: dict[str, list
             f"{100 / recipe.num_classes:.2f} and {100 / recipe.num_novel:.2f}."
         ),
         Commands([command]),
-        Text(f"{seconds / 60:.0f} minutes of training and evaluation on {_machine()}, without drawing and encoding."),
+        Text(f"{seconds / 60:.0f} minutes of training and evaluation on {machine()}, without drawing and encoding."),
     )
     baselines = _rows(results, "prompts")
     report.section("Prompts")
@@ -166,14 +166,14 @@ def render(study: ShapeWorldStudy, seeds: Sequence[int], results: dict[str, list
     return report.markdown()
 
 
-def write_section(path: str | os.PathLike, markdown: str) -> None:
+def write_section(path: str | os.PathLike, markdown: str, begin: str = BEGIN, end: str = END) -> None:
     """Put ``markdown`` between the markers of the file at ``path``, or behind what it holds; make it if need be."""
     path = Path(path)
     old = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
-    section = f"{BEGIN}\n{_deeper(markdown).strip()}\n{END}"
-    if BEGIN in old and END in old:
-        before, _, rest = old.partition(BEGIN)
-        new = before + section + rest.partition(END)[2]
+    section = f"{begin}\n{_deeper(markdown).strip()}\n{end}"
+    if begin in old and end in old:
+        before, _, rest = old.partition(begin)
+        new = before + section + rest.partition(end)[2]
     else:
         new = f"{old.rstrip()}\n\n{section}\n"
     with atomic_writer(path, "w") as file:
@@ -197,16 +197,18 @@ def _named(results: dict[str, list[dict[str, Any]]], names: dict[str, str]) -> l
 
 def _table(rows: Sequence[Row]) -> Table:
     cells = [
-        [name, *(_mean_and_deviation([score[measure] for score in scores]) for measure in _MEASURES)]
+        [name, *(mean_and_deviation([score[measure] for score in scores]) for measure in _MEASURES)]
         for name, scores in rows
     ]
     return Table(["", *_COLUMNS], cells)
 
 
-def _mean_and_deviation(values: Sequence[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+def mean_and_deviation(values: Sequence[float], digits: int = 2) -> str:
+    """``mean ± standard deviation``, the number alone if there is one, – if there is none."""
+    if not values:
+        return "–"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def _deeper(markdown: str) -> str:
@@ -214,5 +216,6 @@ def _deeper(markdown: str) -> str:
     return "\n".join("#" + line if line.startswith("#") else line for line in markdown.splitlines())
 
 
-def _machine() -> str:
+def machine() -> str:
+    """The computer that numbers come from, for the document."""
     return f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {torch.__version__}"
