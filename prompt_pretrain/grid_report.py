@@ -42,8 +42,9 @@ def grid_table(grid: Grid, results: Results) -> Table:
         scores = scores_of(results[row.name])
         cells = [row.name, *(mean_and_deviation(scores.get(column, [])) for column in columns)]
         if grid.costs:
-            cells.append(mean_and_deviation([result["seconds"] for result in results[row.name]], digits=0))
-            cells.append(mean_and_deviation([1000 * result["memory_gb"] for result in results[row.name]], digits=0))
+            trained = [result for result in results[row.name] if "seconds" in result]
+            cells.append(mean_and_deviation([result["seconds"] for result in trained], digits=0))
+            cells.append(mean_and_deviation([1000 * result["memory_gb"] for result in trained], digits=0))
         lines.append([*cells, row.paper or "–"] if with_paper else cells)
     caption = f"The paper's column: {grid.paper_columns}." if with_paper else ""
     return Table(head, lines, caption)

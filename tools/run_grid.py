@@ -28,17 +28,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="run_grid", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--grids", nargs="+", dest="more_grids", default=[], metavar="GRID", help="the same as without this word")
     add("--scale", default="shapeworld", choices=("shapeworld", "published"), help="data and settings of the rows")
     add("--output", metavar="DIR", help="default: output/grids_<scale>")
     add("--data-root", metavar="DIR", help="folder of the data sets; default data, of ShapeWorld drawn in the output")
     add("--seeds", type=int, nargs="+", default=[1, 2, 3])
     add("--evaluate", nargs="+", metavar="COLUMN=SET,SET", help="columns of the table; default: those of the scale")
     add("--document", metavar="MD", help="also put the tables there, and the plots into images/ beside it")
-    add("--num-classes", type=int, default=400, help="base classes of ShapeWorld")
-    add("--novel-classes", type=int, default=100, help="novel classes of ShapeWorld")
+    add("--num-classes", type=int, default=200, help="base classes of ShapeWorld")
+    add("--novel-classes", type=int, default=50, help="novel classes of ShapeWorld")
     add("--images-per-class", type=int, default=8, help="mean number of training images of a base class")
-    add("--val-per-class", type=int, default=4, help="test images of every class")
+    add("--val-per-class", type=int, default=8, help="test images of every class")
     add("--workers", type=int, default=0, help="processes that draw and read images")
     add("words", nargs="*", metavar="GRID | KEY VALUE", help="grids, or all; then settings for all runs")
     return parser.parse_intermixed_args(argv)
@@ -46,7 +45,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    grids, overrides = _split([*args.more_grids, *args.words])
+    grids, overrides = _split(args.words)
     # Loads torch and open_clip: after the options are known to be right.
     import logging
 
