@@ -111,10 +111,10 @@ SCALES = {
         {"base": ("ShapeWorld",), "novel": ("ShapeWorldNovel",)},
         default_k=32,
         sampled=(8, 32, 128),
-        margin_k=(8, 32),
+        margin_k=(8,),
         cost_k=(8, 32, 128),
         shots=(1, 2, 4, 8),
-        lengths=(1, 4, 8, 16),
+        lengths=(1, 4, 16),
     ),
 }
 
@@ -225,7 +225,6 @@ def _hierarchy(scale: Scale) -> Grid:
         for name, mode, more in (
             ("parents are right too", "positives", ()),
             ("0.1 to the siblings", "smooth", ("TRAINER.HIERARCHY.WEIGHT", "0.1")),
-            ("0.3 to the siblings", "smooth", ("TRAINER.HIERARCHY.WEIGHT", "0.3")),
         )
     ]
     return Grid("hierarchy", "Hierarchical labels, K = all", tuple(rows))
