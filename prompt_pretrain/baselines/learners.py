@@ -3,6 +3,7 @@
 State-dict names are the published ones of CoOp, CoCoOp, VPT and MaPLe, so their checkpoints load.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -22,6 +23,7 @@ from prompt_pretrain.prompt_tokens import PromptTokens, tokenize_prompts
 from prompt_pretrain.templates import load_templates
 from prompt_pretrain.text_encoder import TextEncoder, encode_templates
 
+logger = logging.getLogger(__name__)
 _INITIAL_STD = 0.02
 
 
@@ -108,9 +110,10 @@ class _TextLearner(Learner):
         )
         return Classes(len(class_names), tokens)
 
-    def encode(self, classes: Classes, ctx: Tensor, deep_ctx: Sequence[Tensor] = ()) -> Tensor:
+    def encode(self, classes: Classes, ctx: Tensor, deep_ctx: Sequence[Tensor] = (), *, shared: bool = True) -> Tensor:
+        """(N, D) raw features of the classes behind ``ctx``; ``shared``: all processes encode the same contexts."""
         assert classes.tokens is not None
-        shard = distributed.world_size() > 1 and classes.count >= distributed.world_size()
+        shard = shared and classes.count >= distributed.world_size() > 1
         return self.encoder(classes.tokens, ctx, deep_ctx=deep_ctx, memory_budget=self.memory_budget, shard=shard)
 
 
@@ -151,7 +154,7 @@ class CoCoOp(_TextLearner):
         shifts = self.prompt_learner.meta_net(F.normalize(inputs.float(), dim=1))  # (B, W)
         rows = []
         for feature, shift in zip(inputs, shifts, strict=True):
-            features = self.encode(classes, self.prompt_learner.ctx + shift)
+            features = self.encode(classes, self.prompt_learner.ctx + shift, shared=False)
             rows.append(full_contrast_logits(feature.unsqueeze(0), features, self.clip.logit_scale))
         return torch.cat(rows)
 
@@ -201,7 +204,8 @@ class VPT(Learner):
 class MaPLe(_TextLearner):
     """Prompts in both towers, those of the images projected from those of the texts (Khattak et al., arXiv 2210.03117).
 
-    Of the words only the first ``n_ctx`` are replaced; the others stay ordinary tokens.
+    Of the words only the first ``n_ctx`` are replaced; the others stay ordinary tokens. With fewer words than ``n_ctx``
+    the context starts random, as published.
     """
 
     trainer = "MaPLe"
@@ -210,13 +214,12 @@ class MaPLe(_TextLearner):
     def __init__(
         self, clip: Clip, *, n_ctx: int = 2, depth: int = 9, words: str = "a photo of a", seed: int = 0
     ) -> None:
+        if 0 < len(words.replace("_", " ").split()) < n_ctx:
+            logger.warning("N_CTX is %d but CTX_INIT %r has fewer words, so the context starts random", n_ctx, words)
+            words = ""
         super().__init__(clip, n_ctx, words)
         self.tower = PromptedImageTower(clip)
         self.tower.check_depth(depth)
-        if self.words and len(self.words.split()) < n_ctx:
-            raise InputError(
-                f"CTX_INIT {self.words!r} has fewer words than N_CTX {n_ctx}; give {n_ctx} words or more, or none"
-            )
         generator = make_generator("maple", seed)
         width = clip.text_width
         learner = self.prompt_learner = nn.Module()

@@ -101,6 +101,13 @@ def test_deep_texts_are_the_same_on_the_plain_path(clip, depth):
         assert_close(fast, plain, atol=2e-4, rtol=1e-3)
 
 
+def test_maple_starts_random_where_the_words_do_not_suffice(clip, caplog):
+    learner = MaPLe(clip, n_ctx=5, depth=1)
+    assert "N_CTX is 5 but CTX_INIT 'a photo of a' has fewer words" in caplog.text
+    assert learner.prepare(["owl"]).tokens.tokens.shape[1] == 1 + 5 + 2 + 1
+    assert learner.prompt_learner.ctx.std() < 0.03
+
+
 def test_lasp_is_the_mean_of_its_groups_and_near_texts_cost_less(clip):
     learner = LASP(clip, groups=2, templates="imagenet_select_7", text_weight=1.0)
     classes = learner.prepare(NAMES)
@@ -142,7 +149,6 @@ def test_what_does_not_fit_is_named(clip, tmp_path):
     for call, message in (
         (lambda: VPT(clip, depth=3), "prompts of depth 3 .*has 2 layers; set the prompt depth to 1..2"),
         (lambda: VPT(resnet), "has no vision transformer with a class token"),
-        (lambda: MaPLe(clip, n_ctx=5, depth=1), "has fewer words than N_CTX 5"),
         (lambda: LASP(clip, groups=99), "GROUPS is 99 but imagenet80 has 80 templates"),
         (lambda: VPT(clip, n_ctx=0, depth=1), "at least 1 vector, got 0"),
         (lambda: LinearProbe(clip, 3).prepare(NAMES), "trained on 3 classes, so it cannot tell 8 others apart"),
