@@ -46,7 +46,8 @@ def load_learner(path: str | os.PathLike, clip: Clip) -> Learner:
     """
     content = _read(path)
     metadata = content.get("metadata")
-    kind = LEARNERS.get(metadata.get("trainer", "")) if isinstance(metadata, Mapping) else None
+    metadata = metadata if isinstance(metadata, Mapping) else {}
+    kind = LEARNERS.get(metadata.get("trainer", ""))
     if kind is None or not isinstance(metadata.get("arguments"), Mapping):
         raise InputError(
             f"{path} does not say which baseline it holds; give a file written by tools/pretrain_prompt.py with "

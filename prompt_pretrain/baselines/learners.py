@@ -6,7 +6,7 @@ State-dict names are the published ones of CoOp, CoCoOp, VPT and MaPLe, so their
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -137,6 +137,7 @@ class CoCoOp(_TextLearner):
     """
 
     trainer = "CoCoOp"
+    prompt_learner: Any  # an nn.Module that only groups parameters under the published names
 
     def __init__(self, clip: Clip, *, n_ctx: int = 4, words: str = "a photo of a", seed: int = 0) -> None:
         words = words.replace("_", " ").strip()
@@ -167,6 +168,7 @@ class VPT(Learner):
 
     trainer = "VPT"
     takes_images = True
+    image_encoder: Any  # an nn.Module that only groups parameters under the published names
 
     def __init__(
         self, clip: Clip, *, n_ctx: int = 8, depth: int = 12, words: str = "a photo of a", seed: int = 0
@@ -182,7 +184,7 @@ class VPT(Learner):
         self.image_encoder.transformer = nn.Module()
         self.image_encoder.transformer.resblocks = nn.ModuleDict()
         for layer in range(1, depth):
-            holder = nn.Module()
+            holder: Any = nn.Module()
             holder.VPT_shallow = _vectors(n_ctx, self.tower.width, generator)
             self.image_encoder.transformer.resblocks[str(layer)] = holder
 
@@ -210,6 +212,7 @@ class MaPLe(_TextLearner):
 
     trainer = "MaPLe"
     takes_images = True
+    prompt_learner: Any  # an nn.Module that only groups parameters under the published names
 
     def __init__(
         self, clip: Clip, *, n_ctx: int = 2, depth: int = 9, words: str = "a photo of a", seed: int = 0
@@ -251,6 +254,7 @@ class LASP(_TextLearner):
     """
 
     trainer = "LASP"
+    prompt_learner: Any  # an nn.Module that only groups parameters under the published names
 
     def __init__(
         self,
