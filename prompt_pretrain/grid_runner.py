@@ -205,7 +205,11 @@ class GridRunner:
 
 
 class _Costs:
-    """Seconds of the block, and the memory in GB that it took on top of what was there (on a GPU: allocated)."""
+    """Seconds of the block, and the memory in GB that it took on top of what was there.
+
+    On a GPU wall-clock seconds and allocated memory; on the CPU this process's processor time, which other programs do
+    not change, and its resident memory.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -218,13 +222,16 @@ class _Costs:
             with suppress(OSError):  # Linux alone can reset the peak
                 Path("/proc/self/clear_refs").write_text("5")
         self._before = self._peak()
-        self._started = time.monotonic()
+        self._started = self._clock()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.seconds = time.monotonic() - self._started
+        self.seconds = self._clock() - self._started
         before = 0.0 if self.device.type == "cuda" else self._before
         self.memory = max(self._peak() - before, 0.0)
+
+    def _clock(self) -> float:
+        return time.monotonic() if self.device.type == "cuda" else time.process_time()
 
     def _peak(self) -> float:
         if self.device.type == "cuda":

@@ -147,7 +147,8 @@ def _write_document(args: argparse.Namespace, chosen: Sequence[Any], runner: Any
     report.add(
         Text(
             "Top-1 accuracy in percent, mean ± standard deviation over the training seeds "
-            f"{', '.join(map(str, args.seeds))}; the last epoch of every run. Made on {machine()}."
+            f"{', '.join(map(str, args.seeds))}; the last epoch of every run. Seconds are processor time on a CPU, "
+            f"wall-clock time on a GPU. Made on {machine()}."
         ),
         Commands([f"python tools/run_grid.py {words}"]),
     )
