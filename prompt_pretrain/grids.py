@@ -138,6 +138,7 @@ def _methods(scale: Scale) -> Grid:
     large = scale.source_21k
     rows = (
         GridRow("hard prompt", texts="a photo of a {}.", paper="17.5 / 19.8 / 21.8"),
+        GridRow("class name alone", texts="{}."),
         GridRow("80 templates", texts="imagenet80", paper="18.8 / 20.9 / 23.5"),
         scale.baseline("linear probe", "linear_probe", *large, paper="6.5 / 18.2 / 20.9"),
         scale.baseline("CoOp", "coop", paper="16.6 / 18.1 / 20.8"),
@@ -206,12 +207,15 @@ def _shots(scale: Scale) -> Grid:
 
 
 def _lengths(scale: Scale) -> Grid:
-    return _curves(scale, "length", "Prompt length (Figure 9)", "context vectors", "TRAINER.POMP.N_CTX", scale.lengths)
+    # Random starts: words would fix the length.
+    start = ("TRAINER.POMP.CTX_INIT", "")
+    title = "Prompt length (Figure 9)"
+    return _curves(scale, "length", title, "context vectors", "TRAINER.POMP.N_CTX", scale.lengths, *start)
 
 
-def _curves(scale: Scale, key: str, title: str, xlabel: str, setting: str, values: tuple[int, ...]) -> Grid:
+def _curves(scale: Scale, key: str, title: str, xlabel: str, setting: str, values: tuple[int, ...], *more: str) -> Grid:
     rows = [
-        scale.row(f"K = {k}, {value}", k, setting, str(value), series=f"K = {k}", x=float(value))
+        scale.row(f"K = {k}, {value}", k, setting, str(value), *more, series=f"K = {k}", x=float(value))
         for k in (scale.default_k, "all")
         for value in values
     ]
