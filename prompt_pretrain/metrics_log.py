@@ -56,6 +56,40 @@ def read_metrics(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
     return [row for row in rows if kind is None or row["kind"] == kind]
 
 
+def drop_rows_from(path: Path, iteration: int) -> None:
+    """Cut off what a run that continues at ``iteration`` will write again to detectron2's ``metrics.json``.
+
+    In place, for a writer may have opened the file already.
+    """
+    if not path.is_file():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if _iteration_of(line) < iteration]
+    if len(kept) == len(lines):
+        return
+    same = next((place for place, (old, new) in enumerate(zip(lines, kept, strict=False)) if old != new), len(kept))
+    with path.open("r+b") as file:
+        file.truncate(sum(map(len, lines[:same])))
+        file.seek(0, 2)
+        file.writelines(kept[same:])
+
+
+def finite_or_none(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested numbers for JSON, which has no NaN, the value of a group without ground truth: None in its place."""
+    return {
+        name: finite_or_none(value) if isinstance(value, Mapping) else None if _not_finite(value) else value
+        for name, value in results.items()
+    }
+
+
+def _iteration_of(line: bytes) -> float:
+    """Infinite for a line that a killed process left unfinished."""
+    try:
+        return json.loads(line)["iteration"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
 def _complete_lines(path: Path) -> list[str]:
     if not path.exists():
         return []

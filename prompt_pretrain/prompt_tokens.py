@@ -104,6 +104,37 @@ def tokenize_prompts(
     return _pad(rows, n_ctx)
 
 
+def tokenize_pieces(
+    class_names: Sequence[str],
+    tokenizer: Any,
+    num_before: int,
+    num_after: int = 0,
+    *,
+    context_length: int = CONTEXT_LENGTH,
+) -> PromptTokens:
+    """Prompts ``[SOT] v1 … name … vM . [EOT]`` whose name, taken verbatim, and dot are tokenised apart, as in ZSSeg.
+
+    Args:
+        num_before: context vectors before the name.
+        num_after: context vectors between name and dot.
+    Raises:
+        InputError: an empty name, or one too long for the context.
+    """
+    rows = []
+    for index, name in enumerate(class_names):
+        if not name.strip():
+            raise InputError(f"class {index} has an empty name ({name!r}); give every class a name")
+        row: list[int | None] = [tokenizer.sot_token_id, *[None] * num_before, *tokenizer.encode(name)]
+        row = _until_eot([*row, *[None] * num_after, *tokenizer.encode("."), tokenizer.eot_token_id], tokenizer)
+        if len(row) > context_length:
+            raise InputError(
+                f"class name {name!r} needs {len(row)} tokens with {num_before + num_after} context vectors but the "
+                f"text encoder takes {context_length}; shorten the name"
+            )
+        rows.append(row)
+    return _pad(rows, num_before + num_after)
+
+
 def tokenize_texts(texts: Sequence[str], tokenizer: Any, *, context_length: int = CONTEXT_LENGTH) -> PromptTokens:
     """Plain texts ``[SOT] text [EOT]`` as prompts without context vectors.
 

@@ -166,8 +166,9 @@ def render(study: ShapeWorldStudy, seeds: Sequence[int], results: dict[str, list
     return report.markdown()
 
 
-def write_section(path: str | os.PathLike, markdown: str, begin: str = BEGIN, end: str = END) -> None:
+def write_section(path: str | os.PathLike, markdown: str, markers: tuple[str, str] = (BEGIN, END)) -> None:
     """Put ``markdown`` between the markers of the file at ``path``, or behind what it holds; make it if need be."""
+    begin, end = markers
     path = Path(path)
     old = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
     section = f"{begin}\n{_deeper(markdown).strip()}\n{end}"

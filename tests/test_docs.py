@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from detection.task import add_config  # makes detectron2 importable
+from detectron2.config import get_cfg as get_detectron2_cfg
 from prompt_pretrain.config import flatten, get_cfg
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,10 +31,13 @@ def test_named_files_exist(document):
 
 @by_name
 def test_named_settings_exist(document):
-    settings = set(flatten(get_cfg()))
+    detection = get_detectron2_cfg()
+    add_config(detection)
+    settings = {*flatten(get_cfg()), *flatten(detection)}
+    settings |= {name[: match.end()] for name in settings for match in re.finditer(r"\w+(?=\.)", name)}  # nodes
     groups = "|".join({name.partition(".")[0] for name in settings if "." in name})
     named = set(re.findall(rf"`((?:{groups})\.[A-Z0-9_.]+)", document.read_text(encoding="utf-8")))
-    assert sorted(named - settings) == []
+    assert sorted({name.rstrip(".") for name in named} - settings) == []
 
 
 def test_readme_is_short():

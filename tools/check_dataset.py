@@ -56,9 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             importlib.import_module(module)
         except ImportError as error:
             raise InputError(f"--import {module}: {error}") from error
-    for package in _OWN_PACKAGES:
-        if importlib.util.find_spec(package) is not None:
-            importlib.import_module(package)
+    register_own_datasets()
     report = check_dataset(args.name, with_files=not args.no_files, examples=args.examples, workers=args.workers)
     print(report.as_text())
     if args.json:
@@ -67,6 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {args.name} has {report.count('error')} errors, see above", file=sys.stderr)
         return 2
     return 0
+
+
+def register_own_datasets() -> None:
+    """Import the packages of this project that register data sets."""
+    for package in _OWN_PACKAGES:
+        if importlib.util.find_spec(package) is not None:
+            importlib.import_module(package)
 
 
 def check_dataset(name: str, *, with_files: bool = True, examples: int = 3, workers: int = 1) -> Report:
@@ -89,9 +94,8 @@ def check_dataset(name: str, *, with_files: bool = True, examples: int = 3, work
     report = Report(name, examples)
     json_file = metadata.get("json_file")
     if json_file is not None:
-        is_lvis = metadata.get("evaluator_type") == "lvis"
         image_root, class_names = str(metadata.get("image_root", "")), metadata.get("thing_classes")
-        entries = check_annotation_file(report, str(json_file), image_root, is_lvis, class_names)
+        entries = check_annotation_file(report, str(json_file), image_root, _style(metadata), class_names)
     else:
         entries = _check_loaded(report, name, metadata)
     if with_files:
@@ -103,6 +107,14 @@ def check_dataset(name: str, *, with_files: bool = True, examples: int = 3, work
         others = [entry for entry in entries if "sem_seg_file_name" not in entry and "file_name" in entry]
         check_images(report, others, workers)
     return report
+
+
+def _style(metadata: Any) -> str:
+    """In which of the formats that the checks know the data set's json is."""
+    if metadata.get("image_labels"):
+        return "image_labels"
+    evaluator_type = metadata.get("evaluator_type")
+    return evaluator_type if evaluator_type in ("lvis", "oid") else "coco"
 
 
 def _check_loaded(report: Report, name: str, metadata: Any) -> list[dict]:

@@ -159,7 +159,7 @@ def _write_document(args: argparse.Namespace, chosen: Sequence[Any], runner: Any
             Text(f"![{grid.title}]({os.path.join('images', f'grid_{grid.key}.png')})"),
         )
     begin, end = (f"<!-- grids, {scale} scale: {word} -->" for word in ("begin", "end"))
-    write_section(args.document, report.markdown(), begin, end)
+    write_section(args.document, report.markdown(), (begin, end))
 
 
 if __name__ == "__main__":

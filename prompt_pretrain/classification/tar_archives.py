@@ -5,14 +5,14 @@ size and modification time. The scan is our own: it trusts no number in a header
 microseconds per member.
 """
 
+import io
 import logging
 import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BufferedReader
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -101,6 +101,26 @@ def read_member(path: str) -> bytes:
     return _gunzip(data) if data.startswith(_GZIP) else data
 
 
+def entry_data(entry: bytes, archive: str) -> bytes:
+    """The data of one member, from the piece of an archive that starts with its header; unpacked if gzip-compressed.
+
+    Args:
+        entry: the member's blocks; headers that hold a long name may precede its own.
+        archive: what errors name.
+
+    Raises:
+        OSError: the data is cut short, damaged or unpacks to more than ``MAX_MEMBER_BYTES``.
+        InputError: there is no header of a regular file at the beginning.
+    """
+    member = next(_members(io.BytesIO(entry), archive, len(entry)), None)
+    if member is None:
+        raise InputError(f"{archive} has no file where its index says; make the index again")
+    data = entry[member.offset : member.offset + member.size]
+    if len(data) < member.size:
+        raise OSError(f"{len(data):,} of the member's {member.size:,} bytes are there")
+    return _gunzip(data) if data.startswith(_GZIP) else data
+
+
 def open_index(archive: str) -> TarIndex:
     """The index of ``archive``: from memory, from its cache file, or by scanning the archive.
 
@@ -144,7 +164,7 @@ def scan_archive(archive: str, stamp: np.ndarray) -> TarIndex:
     with open(archive, "rb") as file:
         for member in _members(file, archive, int(stamp[0])):
             parts = [part for part in member.name.split(b"/") if part != b"."]
-            if b".." in parts or not parts[0]:
+            if not parts or not parts[0] or b".." in parts:
                 outside += 1
                 continue
             hidden = any(part.startswith(b".") for part in parts)
@@ -162,7 +182,7 @@ def scan_archive(archive: str, stamp: np.ndarray) -> TarIndex:
     )
 
 
-def _members(file: BufferedReader, archive: str, length: int) -> Iterator[_Member]:
+def _members(file: IO[bytes], archive: str, length: int) -> Iterator[_Member]:
     """The regular files of an archive, with GNU and POSIX long names applied."""
     position = 0
     name: bytes | None = None

@@ -9,7 +9,8 @@ import pycocotools.mask as mask_util
 import pytest
 from PIL import Image
 
-import third_party  # noqa: F401  makes detectron2 importable
+import detection  # noqa: F401  makes detectron2 importable, and registers now rather than inside a test
+import segmentation  # noqa: F401
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances, register_lvis_instances
 from detectron2.structures import BoxMode
@@ -339,3 +340,72 @@ def test_modules_that_register_data_sets_can_be_imported(tool, tmp_path, monkeyp
 def test_options_out_of_range_are_bad_usage(tool, capsys):
     assert run_command(tool.main, ["coco_2017_val", "--workers", "0"]) == 2
     assert "--workers must be positive" in capsys.readouterr().err
+
+
+def write_labelled(folder: Path, images: list[dict], annotations: list[dict] = ()) -> str:
+    """A json whose images list classes; categories have the ids 5 and 9. Returns its path."""
+    write_image(folder / "a.png")
+    content = {
+        "images": [{"width": 30, "height": 20, **image} for image in images],
+        "annotations": [
+            {"id": number, "image_id": 1, "bbox": [2, 2, 10, 10], **row} for number, row in enumerate(annotations, 1)
+        ],
+        "categories": [{"id": 9, "name": "dog"}, {"id": 5, "name": "cat"}],
+    }
+    path = folder / "labelled.json"
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_image_labels(tool, tmp_path):
+    from detection.data.datasets import custom_register_lvis_instances
+
+    images = [
+        {"id": 1, "file_name": "a.png", "pos_category_ids": [5], "neg_category_ids": [9]},
+        {"id": 2, "tar_index": 7, "pos_category_ids": [5, 12]},
+        {"id": 3, "pos_category_ids": []},
+    ]
+    path = write_labelled(tmp_path, images, [{"category_id": 9}])
+    custom_register_lvis_instances("checked_labels", {}, path, str(tmp_path), "imagenet")
+    report = tool.check_dataset("checked_labels")
+    assert kinds(report) == {
+        "unknown category": 1,
+        "category annotated and listed as absent": 1,
+        "image without a field": 1,
+    }
+    assert message(report, "unknown category") == "image 2: pos_category_ids holds 12, which does not exist"
+    assert "image 3: 'file_name' is missing" in message(report, "image without a field")
+    assert report.facts["images with labels"] == 2
+    assert report.facts["images in archives"] == 1
+
+
+def test_open_images(tool, tmp_path):
+    from detection.data.datasets import register_oid_instances
+
+    images = [{"id": 1, "file_name": "a.png", "pos_category_ids": [5], "neg_category_ids": []}]
+    path = write_labelled(tmp_path, images, [{"category_id": 5}, {"category_id": 9}])
+    register_oid_instances("checked_oid", {}, path, str(tmp_path))
+    report = tool.check_dataset("checked_oid")
+    assert kinds(report) == {"category annotated and not listed as present": 1}
+    assert "category 9 (dog) is annotated and not in pos_category_ids" in report.as_text()
+
+
+def test_names_of_detection_are_known(tool, tmp_path, capsys):
+    assert run_command(tool.main, ["objects365_v2_val", "--no-files"]) == 2
+    assert "zhiyuan_objv2_val_fixname.json: No such file" in capsys.readouterr().out
+
+
+def test_names_of_segmentation_are_known(tool, tmp_path, capsys):
+    assert run_command(tool.main, ["coco_2017_test_stuff_sem_seg_classification", "--no-files"]) == 2
+    assert "val2017, which should hold every image, does not exist" in capsys.readouterr().out
+
+
+def test_entries_of_single_masks_are_checked(tool, tmp_path):
+    write_image(tmp_path / "a.jpg")
+    Image.new("L", (30, 20), 1).save(tmp_path / "a.png")
+    entry = {"file_name": str(tmp_path / "a.jpg"), "sem_seg_file_name": str(tmp_path / "a.png")}
+    DatasetCatalog.register("checked_masks", lambda: [{**entry, "category_id": 1}, {**entry, "category_id": 2}])
+    MetadataCatalog.get("checked_masks").set(stuff_classes=["sky", "grass", "sand"], ignore_label=255)
+    report = tool.check_dataset("checked_masks")
+    assert kinds(report) == {"label map without its class": 1}
+    assert "a.png shows nothing of class 2; count again" in report.as_text()

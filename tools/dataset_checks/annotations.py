@@ -11,12 +11,13 @@ from dataset_checks.report import Report
 
 
 def check_annotation_file(
-    report: Report, json_file: str, image_root: str, is_lvis: bool, class_names: list[str] | None = None
+    report: Report, json_file: str, image_root: str, style: str, class_names: list[str] | None = None
 ) -> list[dict]:
-    """Check a json in COCO's or LVIS' format.
+    """Check a json in COCO's format or one like it.
 
     Args:
         image_root: folder of the images.
+        style: "coco", "lvis", "image_labels" (LVIS' format with image labels, captions, images in archives) or "oid".
         class_names: what the json's categories are compared with: the names in the data set's metadata.
     Returns:
         Entries for ``check_images``: file_name, height and width, as far as they are known.
@@ -45,7 +46,7 @@ def check_annotation_file(
     for annotation_id, count in annotation_ids.items():
         if count > 1:
             report.error("id that is not unique", f"annotation id {annotation_id} occurs {count} times")
-    checker = AnnotationChecker(report, names, needs_polygons=is_lvis)
+    checker = AnnotationChecker(report, names, needs_polygons=style == "lvis")
     seen: Counter[int] = Counter()
     entries = []
     for image_id, image in images.items():
@@ -57,14 +58,17 @@ def check_annotation_file(
                 seen[annotation["category_id"]] += 1
                 usable += 1
         report.facts["images without usable annotation"] += not usable
-        if is_lvis:
-            _check_negatives(report, image, of_image[image_id], names, where)
-        file_name = _find_file_name(report, image, image_root, is_lvis, where)
+        if style in _CLASS_LISTS:
+            _check_class_lists(report, image, of_image[image_id], names, style, where)
+        file_name = _find_file_name(report, image, image_root, style, where)
         if file_name is not None:
             entries.append({**image, "file_name": file_name})
     report.facts["annotations"] = len(content["annotations"])
     report.facts["categories"] = len(names)
     report.facts["categories without annotation"] = len(names) - len(seen)
+    if style == "image_labels":
+        report.facts["images with labels"] = sum(bool(image.get("pos_category_ids")) for image in images.values())
+        report.facts["images in archives"] = sum(_is_in_archive(image) for image in images.values())
     _check_repeated_files(report, entries)
     return entries
 
@@ -104,7 +108,8 @@ def check_records(report: Report, records: list[dict], num_classes: int | None) 
     if any("annotations" in record for record in records):
         report.facts["annotations"] = annotations
         report.facts["images without usable annotation"] = without
-    _check_repeated_files(report, records)
+    # An entry with a class of its own is about one mask of several in its image.
+    _check_repeated_files(report, [record for record in records if "category_id" not in record])
 
 
 def _read(report: Report, json_file: str) -> dict[str, list] | None:
@@ -174,11 +179,21 @@ def _check_size(report: Report, image: dict, where: str) -> tuple[int, int] | No
     return image["height"], image["width"]
 
 
-def _check_negatives(report: Report, image: dict, annotations: list[dict], names: dict[int, str], where: str) -> None:
-    """LVIS lists per image what is known to be absent, and what is not fully annotated."""
+# What the images of a style list, and whether each must.
+_CLASS_LISTS = {
+    "lvis": {"neg_category_ids": True, "not_exhaustive_category_ids": True},
+    "image_labels": {"neg_category_ids": False, "not_exhaustive_category_ids": False, "pos_category_ids": False},
+    "oid": {"neg_category_ids": True, "pos_category_ids": True},
+}
+
+
+def _check_class_lists(
+    report: Report, image: dict, annotations: list[dict], names: dict[int, str], style: str, where: str
+) -> None:
+    """Images may list classes that are known to be there or absent, and what is not fully annotated."""
     present = {annotation.get("category_id") for annotation in annotations}
-    for key in ("neg_category_ids", "not_exhaustive_category_ids"):
-        if key not in image:
+    for key, is_needed in _CLASS_LISTS[style].items():
+        if key not in image and is_needed:
             report.warning("image without a field", f"{where}: '{key}' is missing")
         for category_id in image.get(key, []):
             if category_id not in names:
@@ -188,17 +203,33 @@ def _check_negatives(report: Report, image: dict, annotations: list[dict], names
             "category annotated and listed as absent",
             f"{where}: category {category_id} ({names.get(category_id)}) is annotated and in neg_category_ids",
         )
+    if style == "oid" and "pos_category_ids" in image:
+        for category_id in sorted(present.intersection(names).difference(image["pos_category_ids"])):
+            report.error(
+                "category annotated and not listed as present",
+                f"{where}: category {category_id} ({names[category_id]}) is annotated and not in pos_category_ids",
+            )
 
 
-def _find_file_name(report: Report, image: dict, image_root: str, is_lvis: bool, where: str) -> str | None:
-    if "file_name" in image and not (is_lvis and "coco_url" in image):
-        return os.path.join(image_root, image["file_name"])
+def _find_file_name(report: Report, image: dict, image_root: str, style: str, where: str) -> str | None:
+    """None for an image without a file of its own; an error if it should have one."""
+    if "file_name" in image and not (style == "lvis" and "coco_url" in image):
+        name = image["file_name"]
+        # LVIS v0.5 names images of COCO 2017 as in 2014, which the loader undoes.
+        cut = style == "image_labels" and name.startswith("COCO")
+        return os.path.join(image_root, name[-len("000000000000.jpg") :] if cut else name)
     url = image.get("coco_url", "")
-    if is_lvis and url.count("/") > 0:
+    if style in ("lvis", "image_labels") and url.count("/") > 0:
         return os.path.join(image_root, *url.split("/")[-2:])
-    key = "coco_url" if is_lvis else "file_name"
+    if style == "image_labels" and _is_in_archive(image):
+        return None
+    key = "coco_url" if style == "lvis" else "file_name"
     report.error("image without a field", f"{where}: '{key}' is {'missing' if key not in image else repr(image[key])}")
     return None
+
+
+def _is_in_archive(image: dict) -> bool:
+    return "tar_index" in image and "file_name" not in image and "coco_url" not in image
 
 
 def _check_repeated_files(report: Report, entries: list[dict]) -> None:

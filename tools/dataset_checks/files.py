@@ -38,13 +38,23 @@ def check_images(report: Report, entries: list[dict], workers: int) -> None:
 def check_label_maps(
     report: Report, entries: list[dict], num_classes: int | None, ignore_value: int, workers: int
 ) -> None:
-    """Open every image and its label map: sizes must agree, and values be classes or the ignored one."""
+    """Open every image and its label map: sizes must agree, and values be classes or the ignored one.
+
+    Entries may name a class ("category_id"), of which the label map must then show something.
+    """
     pixels: Counter[int] = Counter()
+    classes: dict[tuple[str, str], set[int]] = {}  # (image, label map) -> classes that entries name
+    for entry in entries:
+        named = classes.setdefault((entry["file_name"], entry["sem_seg_file_name"]), set())
+        named.update([entry["category_id"]] if "category_id" in entry else ())
 
-    def check(entry: dict) -> tuple[list[tuple[str, str]], dict[int, int]]:
-        return _check_pair(entry["file_name"], entry["sem_seg_file_name"], num_classes, ignore_value)
+    def check(pair: tuple[str, str]) -> tuple[list[tuple[str, str]], dict[int, int]]:
+        problems, counts = _check_pair(*pair, num_classes, ignore_value)
+        for label in sorted(classes[pair] - counts.keys()) if counts else ():
+            problems.append(("label map without its class", f"{pair[1]} shows nothing of class {label}; count again"))
+        return problems, counts
 
-    for problems, counts in _in_threads(check, entries, workers, "label maps"):
+    for problems, counts in _in_threads(check, list(classes), workers, "label maps"):
         pixels.update(counts)
         for kind, message in problems:
             (report.warning if kind == "label map without any label" else report.error)(kind, message)
@@ -130,7 +140,7 @@ def _read_labels(file_name: str) -> tuple[np.ndarray | None, Any]:
     return labels, None
 
 
-def _in_threads(check: Callable[[dict], Any], entries: list[dict], workers: int, what: str) -> Iterable[Any]:
+def _in_threads(check: Callable[[Any], Any], entries: list[Any], workers: int, what: str) -> Iterable[Any]:
     """Results in the order of the entries. Pillow and NumPy decode in parallel."""
     with ThreadPoolExecutor(workers) as pool:
         yield from tqdm(pool.map(check, entries), total=len(entries), desc=what, unit="file", disable=None)

@@ -1,0 +1,1 @@
+"""What the ``prepare_*.py`` commands of this folder share."""

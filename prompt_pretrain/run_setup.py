@@ -1,0 +1,90 @@
+"""What trainings of detection and segmentation start with: merging a config, and weights that may be missing.
+
+Configs are those of detectron2, which this module does not import.
+"""
+
+import logging
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prompt_pretrain.errors import InputError
+
+__all__ = ["explained_loading", "find_config_file", "is_missing_file", "merge_settings"]
+_log = logging.getLogger(__name__)
+
+
+def find_config_file(name: str | os.PathLike, folder: Path) -> Path:
+    """A YAML file by its path, or by its name in ``folder`` or below, without ``.yaml``.
+
+    Raises:
+        InputError: no such file, or several.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise InputError(f"no config file {path}; check the path")
+        return path
+    found = [folder / f"{name}.yaml"] if (folder / f"{name}.yaml").is_file() else sorted(folder.rglob(f"{name}.yaml"))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise InputError(f"no config {os.fspath(name)!r} in {folder}; give a name from there or a .yaml file")
+    choices = ", ".join(str(each.relative_to(folder).with_suffix("")) for each in found)
+    raise InputError(f"{len(found)} configs are called {os.fspath(name)!r}: {choices}; give one of these")
+
+
+def merge_settings(cfg: Any, config_file: str | os.PathLike, overrides: Sequence[str] = ()) -> None:
+    """Merge a YAML file with its bases, then ``KEY VALUE`` pairs, into ``cfg``, which has all keys with defaults.
+
+    ``/auto`` in OUTPUT_DIR becomes the name of the file. Without CUDA, MODEL.DEVICE "cuda" becomes "cpu".
+
+    Args:
+        config_file: "" for none.
+    Raises:
+        InputError: no such file, an unknown key, a value of another type.
+    """
+    overrides = list(overrides or ())
+    if len(overrides) % 2:
+        raise InputError(f"settings come in pairs KEY VALUE, but the last one, {overrides[-1]!r}, stands alone")
+    try:
+        if config_file:
+            cfg.merge_from_file(str(config_file))
+        cfg.merge_from_list(overrides)
+    except (AssertionError, KeyError, ValueError, OSError) as error:
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise InputError(f"{config_file or 'the command line'}: {text}") from error
+    name = Path(config_file).stem if config_file else "custom"
+    cfg.OUTPUT_DIR = cfg.OUTPUT_DIR.replace("/auto", f"/{name}")
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        _log.warning("no CUDA device here: MODEL.DEVICE %s becomes cpu", cfg.MODEL.DEVICE)
+        cfg.MODEL.DEVICE = "cpu"
+
+
+def is_missing_file(path: str) -> bool:
+    """Whether MODEL.WEIGHTS names a local file that does not exist; "" and URLs do not."""
+    file = path.partition("?")[0]
+    return bool(file) and "://" not in file and not os.path.isfile(file)
+
+
+@contextmanager
+def explained_loading(path: str) -> Iterator[None]:
+    """Inside of it, what goes wrong with reading the weights ``path`` becomes an :class:`InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"MODEL.WEIGHTS {path} not found; give an existing file, or '' for random weights") from error
+    except OSError as error:  # of URLs that cannot be reached
+        raise InputError(
+            f"MODEL.WEIGHTS {path} cannot be read or fetched ({error}); download it where there is a network, and set "
+            "MODEL.WEIGHTS to the file"
+        ) from error
+    except (ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"MODEL.WEIGHTS {path} cannot be used: {error}") from error

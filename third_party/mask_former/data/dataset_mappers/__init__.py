@@ -1,0 +1,1 @@
+"""Mappers, chosen by ``INPUT.DATASET_MAPPER_NAME``."""

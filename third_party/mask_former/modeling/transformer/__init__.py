@@ -1,0 +1,1 @@
+"""The transformer, its positions and the predictor of queries."""
