@@ -70,6 +70,7 @@ def _add_data_config(cfg: CfgNode) -> None:
     cfg.INPUT.PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
     # Any of "random_resized_crop", "random_flip", "randaugment2", "normalize"; the order is fixed whatever is written.
     cfg.INPUT.TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
+    cfg.INPUT.CROP_SCALE = (0.08, 1.0)  # Shares of the image's area that random_resized_crop takes, from .. to.
     cfg.INPUT.RANDAUGMENT_N = 2  # Operations that randaugment2 draws per view.
     cfg.INPUT.RANDAUGMENT_M = 10  # Accepted for published files; randaugment2 draws its magnitudes.
     cfg.INPUT.NO_TRANSFORM = False  # Accepted for published files; only False.
@@ -127,7 +128,8 @@ def _add_prompt_config(cfg: CfgNode) -> None:
     cfg.MODEL.BACKBONE.PRETRAINED = True  # Accepted for published files; only True.
 
     cfg.TRAINER = CfgNode()
-    cfg.TRAINER.NAME = "POMP"  # "POMP" or a baseline: "CoOp", "CoCoOp", "VPT", "MaPLe", "LASP", "LinearProbe".
+    # "POMP"; a baseline: "CoOp", "CoCoOp", "VPT", "MaPLe", "LASP", "LinearProbe"; "RPL" (docs/REGIONAL_PROMPT.md).
+    cfg.TRAINER.NAME = "POMP"
     pomp = cfg.TRAINER.POMP = CfgNode()
     pomp.N_CTX = 4  # Context vectors; CTX_INIT overrides it.
     pomp.CSC = False  # True learns one context per class, usable on these classes only.
@@ -197,6 +199,7 @@ _MINIMUM: dict[str, float] = {
     "TRAINER.LASP.N_CTX": 1,
     "TRAINER.LASP.GROUPS": 1,
     "TRAINER.LASP.TEXT_WEIGHT": 0,
+    "TRAINER.RPL.N_CTX": 1,
     "TRAINER.HIERARCHY.LEVELS": 1,
     "TRAINER.HIERARCHY.WEIGHT": 0,
 }
@@ -404,6 +407,9 @@ def _check(cfg: CfgNode) -> None:
         raise InputError(f"INPUT.TRANSFORMS names {unknown[0]!r}; expected some of {', '.join(_TRANSFORMS)}")
     if len(cfg.INPUT.SIZE) != 2 or cfg.INPUT.SIZE[0] != cfg.INPUT.SIZE[1] or cfg.INPUT.SIZE[0] < 1:
         raise InputError(f"INPUT.SIZE is {cfg.INPUT.SIZE}; expected two equal numbers of pixels such as (224, 224)")
+    scale = cfg.INPUT.CROP_SCALE
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise InputError(f"INPUT.CROP_SCALE is {scale}; expected two shares of the area such as (0.08, 1.0)")
     for key in ("PIXEL_MEAN", "PIXEL_STD"):
         if len(cfg.INPUT[key]) != 3:
             raise InputError(f"INPUT.{key} is {cfg.INPUT[key]}; expected three numbers, one for each of R, G and B")

@@ -349,7 +349,13 @@ class ImageFeatures:
         cfg = self.cfg
         used = cfg.INPUT
         transform = train_transform(
-            used.TRANSFORMS, self.size, used.PIXEL_MEAN, used.PIXEL_STD, used.RANDAUGMENT_N, used.INTERPOLATION
+            used.TRANSFORMS,
+            self.size,
+            used.PIXEL_MEAN,
+            used.PIXEL_STD,
+            used.RANDAUGMENT_N,
+            used.INTERPOLATION,
+            used.CROP_SCALE,
         )
         views = cfg.DATALOADER.K_TRANSFORMS
         if images or not cfg.FEATURE_CACHE.ENABLED:

@@ -17,6 +17,7 @@ KINDS = (
     "pomp_loss",
     "pomp_misc",
     "prompt_baselines",
+    "rpl_prompt",
     "d2_transforms",
     "d2_data",
     "d2_backbones",

@@ -10,6 +10,7 @@ BASELINES = {
     "MaPLe": "MAPLE",
     "LASP": "LASP",
     "LinearProbe": "LINEAR_PROBE",
+    "RPL": "RPL",
 }
 
 
@@ -52,6 +53,13 @@ def add_baseline_config(trainer: CfgNode) -> None:
 
     probe = trainer.LINEAR_PROBE = CfgNode()
     probe.PREC = "amp"  # Of the image tower; the layer itself is float32.
+
+    rpl = trainer.RPL = CfgNode()  # Regional prompt learning; its data sets are RegionalCrops.
+    rpl.N_CTX = 1  # Vectors in each of the two contexts, before the name and before the description.
+    # Ours. N_CTX words that a context starts from ("_" is a blank), e.g. "which_is"; "": Normal(0, 0.02).
+    rpl.CTX1_INIT = ""
+    rpl.CTX2_INIT = ""
+    rpl.PREC = "amp"
 
     hierarchy = trainer.HIERARCHY = CfgNode()  # Ours. For every trainer, with the softmax over all classes.
     # "none"; "positives": the LEVELS nearest parents in the class tree are right answers too; "smooth": WEIGHT of the

@@ -13,9 +13,12 @@ from prompt_pretrain.atomic_files import atomic_writer
 from prompt_pretrain.baselines.learners import LASP, VPT, CoCoOp, Learner, LinearProbe, MaPLe
 from prompt_pretrain.clip import Clip
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.regional.learner import RegionalPrompt
 from prompt_pretrain.safe_pickle import read_torch_archive
 
-LEARNERS: dict[str, type[Learner]] = {kind.trainer: kind for kind in (CoCoOp, VPT, MaPLe, LASP, LinearProbe)}
+LEARNERS: dict[str, type[Learner]] = {
+    kind.trainer: kind for kind in (CoCoOp, VPT, MaPLe, LASP, LinearProbe, RegionalPrompt)
+}
 _PREFIX = "prompt_learner."
 
 
@@ -44,7 +47,7 @@ def load_learner(path: str | os.PathLike, clip: Clip) -> Learner:
     Raises:
         InputError: no such file, a file of other content, or one made for another CLIP.
     """
-    content = _read(path)
+    content = read_learner_file(path)
     metadata = content.get("metadata")
     metadata = metadata if isinstance(metadata, Mapping) else {}
     kind = LEARNERS.get(metadata.get("trainer", ""))
@@ -70,10 +73,15 @@ def load_published(learner: Learner, path: str | os.PathLike) -> None:
     Raises:
         InputError: no such file, or a parameter is missing or has another shape.
     """
-    _load_state(learner, _read(path)["state_dict"], path)
+    _load_state(learner, read_learner_file(path)["state_dict"], path)
 
 
-def _read(path: str | os.PathLike) -> dict[str, Any]:
+def read_learner_file(path: str | os.PathLike) -> dict[str, Any]:
+    """Content of a model's file, which has a ``state_dict`` at least.
+
+    Raises:
+        InputError: no such file, or one of other content.
+    """
     if not Path(path).is_file():
         raise InputError(f"no file {path}; give the model that tools/pretrain_prompt.py wrote for a baseline")
     content = read_torch_archive(path)

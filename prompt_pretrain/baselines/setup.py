@@ -92,10 +92,13 @@ def learner_arguments(cfg: CfgNode, num_classes: int) -> dict[str, Any]:
             "templates": "TEMPLATES",
         },
         "LinearProbe": {},
+        "RPL": {"n_ctx": "N_CTX"},
     }
     found = {name: node[key] for name, key in own[trainer.NAME].items()}
     if trainer.NAME == "LinearProbe":
         found["num_classes"] = num_classes
+    if trainer.NAME == "RPL":
+        found["words"] = [node.CTX1_INIT, node.CTX2_INIT]
     return {**found, "seed": cfg.SEED}
 
 
