@@ -87,9 +87,8 @@ def train_transform(
             raise InputError(f"unknown entry {name!r} in INPUT.TRANSFORMS{_hint(name, TRAIN_TRANSFORMS)}")
     resample = _check(size, interpolation)
     crop = "random_resized_crop" in names
-    steps: list[Step] = [
-        RandomResizedCrop(size, resample, tuple(crop_scale)) if crop else ResizeExactly(size, resample)
-    ]
+    scale = (crop_scale[0], crop_scale[1])  # YAML gives lists
+    steps: list[Step] = [RandomResizedCrop(size, resample, scale) if crop else ResizeExactly(size, resample)]
     if "random_flip" in names:
         steps.append(random_flip)
     if "randaugment2" in names:

@@ -6,7 +6,7 @@ Layout of a folder of crops, which is that of the published training set::
     classnames_novel.txt              the same of the novel classes
     images/train/<folder>/*.jpg       crops of base classes
     images/val/<folder>/*.jpg
-    images/novel/<folder>/*.jpg       crops of novel classes of the validation images: to measure with, never to choose by
+    images/novel/<folder>/*.jpg       crops of novel classes in validation images: to measure with only
 
 A folder with ``training_set.json`` instead refers to such a folder and adds web images to its training images.
 """

@@ -65,7 +65,7 @@ class CropCounts:
 
     Attributes:
         boxes: annotations there are. kept: crops that exist now. too_small: boxes below the smallest size.
-        over_quota: boxes beyond ``per_class``. missing: images that are not there. damaged: crops that could not be cut.
+        over_quota: boxes beyond ``per_class``. missing: images not found. damaged: crops that could not be cut.
     """
 
     boxes: int = 0
