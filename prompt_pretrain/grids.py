@@ -6,6 +6,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from prompt_pretrain.classification.paper_results import CROSS_DATASET, CROSS_DOMAIN
 from prompt_pretrain.errors import InputError
 
 
@@ -81,10 +82,6 @@ class Scale:
         return GridRow(name, f"{self.baselines}/{config}.yaml", overrides, paper=paper)
 
 
-_CROSS_DATASET = (
-    *("Caltech101", "OxfordPets", "StanfordCars", "OxfordFlowers", "Food101"),
-    *("FGVCAircraft", "SUN397", "DescribableTextures", "EuroSAT", "UCF101"),
-)
 SCALES = {
     "published": Scale(
         "published",
@@ -92,8 +89,8 @@ SCALES = {
         "baselines",
         {
             "ImageNet-21K": ("ImageNet21K",),
-            "cross-dataset": _CROSS_DATASET,
-            "cross-domain": ("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"),
+            "cross-dataset": CROSS_DATASET,
+            "cross-domain": CROSS_DOMAIN,
         },
         default_k=1000,
         sampled=(100, 500, 1000),

@@ -3,13 +3,15 @@
     python tools/evaluate_baseline.py --model output/…/prompt_learner/model.pth.tar-5 --clip ViT-B/16 \
         --datasets ImageNet --data-root data
 
-A CoOp or POMP prompt is evaluated by tools/evaluate_classification.py.
+``--datasets all`` gives the paper's Table 2, its rows beside. A CoOp or POMP prompt is evaluated by
+tools/evaluate_classification.py.
 """
 
 import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from prompt_pretrain import distributed
 from prompt_pretrain.atomic_files import write_json
@@ -22,7 +24,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--model", nargs="+", required=True, metavar="FILE", help="files that tools/pretrain_prompt.py wrote")
-    add("--datasets", nargs="+", required=True, metavar="NAME", help="ImageNet, ImageFolder, ShapeWorldNovel …")
+    add(
+        "--datasets",
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help="ImageNet, ImageFolder, OxfordPets …; cross-dataset (ten), cross-domain (four) or all of these",
+    )
+    add("--skip-missing", action="store_true", help="leave out of the table which of its data sets are not there")
     add("--data-root", default="data", metavar="DIR", help="folder of the data sets; of ImageFolder, the folder")
     add("--split", default="test", choices=("test", "val"))
     add("--subsample-classes", default="all", choices=("all", "base", "new"), help="all, or one half of the labels")
@@ -39,19 +48,21 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     # Loads torch and open_clip: after the options are known to be right.
-    from prompt_pretrain.baselines.files import load_learner
+    from prompt_pretrain.baselines.files import load_learner, read_learner_file
     from prompt_pretrain.baselines.transfer import evaluate_on
     from prompt_pretrain.classification.comparison import Comparison
     from prompt_pretrain.classification.registry import load_classification_data
+    from prompt_pretrain.classification.transfer_table import TransferTable, choose_datasets, source_name
     from prompt_pretrain.clip import load_clip
 
     device = distributed.initialize(args.device)
     if not distributed.is_main_process():
         logging.getLogger().setLevel(logging.WARNING)
     try:
+        choice = choose_datasets(args.datasets, args.data_root, skip_missing=args.skip_missing)
         loaded = [
             load_classification_data(name, args.data_root, subsample_classes=args.subsample_classes, test_only=True)
-            for name in args.datasets
+            for name in choice.names
         ]
         clip = load_clip(args.clip, weights=args.clip_weights, device=device)
         learners = [(path, load_learner(path, clip)) for path in args.model]
@@ -73,8 +84,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             comparisons.append(Comparison(data.name, args.split, data.class_names, clip.clip_id, tuple(rows)))
             if distributed.is_main_process():
                 print(comparisons[-1].table())
+        results: Any = [found.as_json() for found in comparisons]
+        if choice.groups:
+            table = TransferTable(
+                comparisons,
+                [
+                    source_name(str(dict(read_learner_file(path)["metadata"]).get("dataset", "")))
+                    for path, _ in learners
+                ],
+                choice.groups,
+                choice.missing,
+                with_paper=args.split == "test" and args.subsample_classes == "all",
+            )
+            results = {"data_sets": results, "table": table.as_json()}
+            if distributed.is_main_process():
+                print("\n" + table.text())
         if args.json and distributed.is_main_process():
-            write_json(args.json, [found.as_json() for found in comparisons])
+            write_json(args.json, results)
     finally:
         distributed.shutdown()
     return 0

@@ -41,20 +41,24 @@ class Reader(Protocol):
 class _Entry:
     read: Reader
     keep_val: bool  # few-shot sampling leaves the validation images alone
+    for_testing: bool  # has no training images of its own
 
 
 _ENTRIES: dict[str, _Entry] = {}
 _ALIASES: dict[str, str] = {}
 
 
-def register_dataset(name: str, read: Reader, *, keep_val: bool = False, aliases: Sequence[str] = ()) -> None:
+def register_dataset(
+    name: str, read: Reader, *, keep_val: bool = False, for_testing: bool = False, aliases: Sequence[str] = ()
+) -> None:
     """Make ``load_classification_data(name, ...)`` use ``read(root, names_file, test_only=...)``.
 
     Args:
         keep_val: few-shot sampling takes all validation images, as for the ImageNet sets.
+        for_testing: its training list is that of the test images, in which classes may be absent.
         aliases: other names of the data set.
     """
-    _ENTRIES[name] = _Entry(read, keep_val)
+    _ENTRIES[name] = _Entry(read, keep_val, for_testing)
     _ALIASES.update(dict.fromkeys(aliases, name))
 
 
@@ -128,7 +132,7 @@ def load_classification_data(
 
 def _sample(data: ClassificationData, entry: _Entry, num_shots: int, seed: int, held_out: int) -> ClassificationData:
     without = [name for name, count in zip(data.class_names, data.class_counts, strict=True) if not count]
-    if without:
+    if without and not entry.for_testing:
         raise InputError(f"class {without[0]!r} of {data.name} in {data.root} has no training images; add some")
     full = data.train
     if num_shots > 0:
@@ -216,4 +220,4 @@ for _name, _aliases in (
     ("ImageNetA", ("imagenet_a",)),
     ("ImageNetR", ("imagenet_r",)),
 ):
-    register_dataset(_name, DOMAIN_SETS[_name].read, keep_val=True, aliases=_aliases)
+    register_dataset(_name, DOMAIN_SETS[_name].read, keep_val=True, for_testing=True, aliases=_aliases)
