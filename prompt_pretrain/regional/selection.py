@@ -1,4 +1,4 @@
-"""Which downloaded images are trained on: the first ones of each class, if asked for without copies and poor matches."""
+"""Which downloaded images are trained on: the first ones of each class, on request without copies and poor matches."""
 
 import logging
 import os
@@ -85,7 +85,7 @@ def select(
             paths[item.folder] = found
     if not paths:
         raise InputError(
-            f"{root} holds no downloaded image of the {len(classes)} classes; see the reasons in its records.jsonl files"
+            f"{root} holds no downloaded image of the {len(classes)} classes; its records.jsonl files say why"
         )
     if rules.needs_features:
         if clip is None or embeddings is None:
