@@ -121,6 +121,11 @@ def _print_report(report: Any, cfg: Any) -> None:
         print(f"{name} {kind} (epoch {epochs[name]}): {paths[name]}" + "".join(f", {number}" for number in numbers))
     chosen = str(paths["best" if cfg.TEST.FINAL_MODEL == "best_val" else "last"])
     print(f"all numbers: {report.folder / 'results.json'} and {report.folder / 'metrics.jsonl'}")
+    if cfg.TRAINER.NAME == "RPL":
+        print("next, class embeddings for a detector:")
+        command = ["python", "tools/regional_prompt.py", "embed", "--model", chosen, "--clip", cfg.MODEL.BACKBONE.NAME]
+        print("  " + shlex.join([*command, "--annotations", "lvis_v1_train.json", "--output", "regional.safetensors"]))
+        return
     if kind == "model":
         print("next, its accuracy on other data sets:")
         command = ["python", "tools/evaluate_baseline.py", "--model", chosen, "--clip", cfg.MODEL.BACKBONE.NAME]

@@ -90,8 +90,8 @@ class ExactIndex:
         values = queries.new_full((len(queries), k), -torch.inf)
         positions = torch.full((len(queries), k), -1, dtype=torch.int64, device=self._device)
         for start in range(0, len(self.features), self._rows):
-            block = torch.from_numpy(np.ascontiguousarray(self.features[start : start + self._rows])).to(self._device)
-            block = torch.nn.functional.normalize(block.float(), dim=1)
+            part = np.array(self.features[start : start + self._rows], dtype=np.float32)  # a memory map stays unchanged
+            block = torch.nn.functional.normalize(torch.from_numpy(part).to(self._device), dim=1)
             scores, columns = torch.topk(queries @ block.T, min(k, len(block)), dim=1)
             values, positions = _best(
                 torch.cat([values, scores], dim=1), torch.cat([positions, columns + start], dim=1), k
