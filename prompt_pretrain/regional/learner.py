@@ -73,10 +73,12 @@ def load_regional_prompt(path: str | os.PathLike, clip: Clip) -> RegionalPrompt:
     from prompt_pretrain.baselines.files import load_learner, load_published, read_learner_file
 
     content = read_learner_file(path)
-    if isinstance(content.get("metadata"), dict):
+    metadata = content.get("metadata")
+    if isinstance(metadata, dict) and "trainer" in metadata:
+        if metadata["trainer"] != RegionalPrompt.trainer:
+            raise InputError(f"{path} holds a {metadata['trainer']} model; give a prompt that TRAINER.NAME RPL trained")
         learner = load_learner(path, clip)
-        if not isinstance(learner, RegionalPrompt):
-            raise InputError(f"{path} holds a {learner.trainer} model; give the prompt that TRAINER.NAME RPL trained")
+        assert isinstance(learner, RegionalPrompt)
         return learner
     found = content["state_dict"].get("ctx1", content["state_dict"].get("prompt_learner.ctx1"))
     if not isinstance(found, Tensor) or found.ndim != 2:

@@ -1,4 +1,4 @@
-"""A hand-made annotation set in LVIS' format: three base classes and a novel one, on noise around one colour per class."""
+"""A hand-made annotation set in LVIS' format: three base classes and a novel one, plain boxes on noise."""
 
 import json
 from pathlib import Path
