@@ -44,7 +44,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="ImageNet21K, ImageFolder, OxfordPets …; cross-dataset (ten), cross-domain (four) or all of these",
     )
-    add("--skip-missing", action="store_true", help="leave out of the table which of its data sets are not there")
+    add("--skip-missing", action="store_true", help="leave out those of these sets that are not there, and say so")
     add(
         "--data-root",
         "--root",

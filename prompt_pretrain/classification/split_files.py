@@ -136,15 +136,14 @@ def missing_images(rows: Iterable[SplitRow], folder: Path) -> list[str]:
 
 def as_item_list(rows: Sequence[SplitRow], folder: Path) -> ItemList:
     """The images of ``rows``, in their order."""
-    prefixes: dict[str, int] = {}
+    parents: dict[str, int] = {}
     names, prefix_ids = [], []
     for row in rows:
         parent, name = os.path.split(row.path)
-        prefix = os.path.join(folder, parent, "")
-        prefix_ids.append(prefixes.setdefault(prefix, len(prefixes)))
+        prefix_ids.append(parents.setdefault(parent, len(parents)))
         names.append(os.fsencode(name))
     return ItemList(
-        tuple(prefixes),
+        [os.path.join(folder, parent, "") for parent in parents],
         np.array(prefix_ids, dtype=np.int32),
         np.array(names, dtype=np.bytes_),
         np.array([row.label for row in rows], dtype=np.int64),
@@ -164,6 +163,6 @@ def _row(entry: Any) -> SplitRow | str:
         return "has no class name"
     if not isinstance(path, str) or not os.path.basename(path):
         return "has no image path"
-    if os.path.isabs(path) or ".." in Path(path).parts:
+    if os.path.isabs(path) or ".." in path.split("/"):
         return "has a path that leaves the image folder"
     return SplitRow(path, label, name)

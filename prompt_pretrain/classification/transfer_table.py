@@ -1,5 +1,6 @@
 """The paper's Table 2: transfer to ten other data sets and four other domains, its rows beside ours."""
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from prompt_pretrain.classification.split_sets import SPLIT_SETS
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.vocabulary import load_vocabulary
 
-SELECTIONS = ("all", *GROUPS)  # what stands for several data sets
+logger = logging.getLogger(__name__)
+
 METRICS = {"accuracy": "top-1 accuracy", "perclass_accuracy": "mean per-class accuracy"}
 _SHORT = {
     "Caltech101": "Caltech",
@@ -56,6 +58,7 @@ def choose_datasets(names: Sequence[str], root: str | os.PathLike, *, skip_missi
 
     Raises:
         InputError: an unknown name; without ``skip_missing``, sets of a group that are not below ``root``, all named.
+            One that was asked for by its own name is left to its reader, which says what it lacks.
     """
     groups = tuple(group for group in GROUPS if group in names or "all" in names)
     chosen: list[str] = []
@@ -63,8 +66,8 @@ def choose_datasets(names: Sequence[str], root: str | os.PathLike, *, skip_missi
         members = [group for group in GROUPS if name in ("all", group)]
         chosen += [member for group in members for member in GROUPS[group]] if members else [registered_name(name)]
     chosen = list(dict.fromkeys(chosen))
-    members_of_groups = {member for group in groups for member in GROUPS[group]}
-    folders = {name: _folder(name, root) for name in chosen if name in members_of_groups}
+    known = {member for group in (GROUPS if skip_missing else groups) for member in GROUPS[group]}
+    folders = {name: _folder(name, root) for name in chosen if name in known}
     missing = {name: folder for name, folder in folders.items() if not folder.is_dir()}
     if missing and not skip_missing:
         listed = ", ".join(f"{name} ({folder})" for name, folder in missing.items())
@@ -72,6 +75,8 @@ def choose_datasets(names: Sequence[str], root: str | os.PathLike, *, skip_missi
             f"{len(missing)} of {len(folders)} data sets are not there: {listed}; get them (see "
             "docs/DATASETS_CLASSIFICATION.md), or leave them out of the table with --skip-missing"
         )
+    for name, folder in missing.items():
+        logger.warning("%s is left out: there is no folder %s", name, folder)
     present = tuple(name for name in chosen if name not in missing)
     if not present:
         raise InputError(f"none of the data sets is below {root}; set --data-root to the folder that holds theirs")

@@ -51,6 +51,7 @@ def test_selections_name_all_that_is_missing_at_once(tmp_path):
     # A set that is asked for by its own name is left to its reader, which says what is wrong.
     assert choose_datasets(["caltech101"], tmp_path) == choose_datasets(["Caltech101"], tmp_path)
     assert choose_datasets(["caltech101"], tmp_path).groups == ()
+    assert choose_datasets(["caltech101", "eurosat"], tmp_path, skip_missing=True).names == ("EuroSAT",)
     with pytest.raises(InputError, match="none of the data sets is below .*; set --data-root"):
         choose_datasets(["cross-domain"], tmp_path / "dtd", skip_missing=True)
     with pytest.raises(InputError, match="unknown data set 'Pets'"):
