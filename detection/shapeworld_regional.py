@@ -281,8 +281,8 @@ def render(
             f"(RPL) are trained on crops of the boxes (padding {settings.padding:g}), in the second round with up to "
             f"{settings.top_k} pictures per base class that the first round's embeddings retrieve among unlabelled "
             f"pictures; they see a description of each class. POMP is trained on images of the "
-            f"{settings.pomp_classes:,} first base classes of ShapeWorld. CLIP: the tiny one (`{TINY_CLIP_NAME}`). Detector: "
-            "`configs/detection/shapeworld_boxsup.yaml`, boxes of base classes, class embeddings frozen."
+            f"{settings.pomp_classes:,} first base classes of ShapeWorld. CLIP: the tiny one (`{TINY_CLIP_NAME}`). "
+            "Detector: `configs/detection/shapeworld_boxsup.yaml`, boxes of base classes, class embeddings frozen."
         ),
         Text(
             "Crops: top-1 accuracy in percent on crops of the test images, among the classes of the same kind and "
