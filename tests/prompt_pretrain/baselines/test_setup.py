@@ -50,7 +50,7 @@ def test_every_baseline_trains_by_config_and_its_file_is_what_was_tested(files, 
     assert again.metrics == report.tests["last"].metrics
 
 
-@pytest.mark.parametrize("name", ["CoCoOp", "MaPLe"])
+@pytest.mark.parametrize("name", ["CoCoOp", "MaPLe", "RPL"])
 def test_every_state_on_the_way_leads_to_the_same_model(files, tmp_path, monkeypatch, name):
     states, save = [], CheckpointFolder.save
 
