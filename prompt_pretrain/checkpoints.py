@@ -20,7 +20,7 @@ from prompt_pretrain.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 _KEPT = 2
 _DIGEST_BYTES = 32
 

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from fvcore.common.config import BASE_KEY, CfgNode
 
+from prompt_pretrain.baselines.config import BASELINES, add_baseline_config
 from prompt_pretrain.errors import InputError
 
 
@@ -69,6 +70,7 @@ def _add_data_config(cfg: CfgNode) -> None:
     cfg.INPUT.PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
     # Any of "random_resized_crop", "random_flip", "randaugment2", "normalize"; the order is fixed whatever is written.
     cfg.INPUT.TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
+    cfg.INPUT.CROP_SCALE = (0.08, 1.0)  # Shares of the image's area that random_resized_crop takes, from .. to.
     cfg.INPUT.RANDAUGMENT_N = 2  # Operations that randaugment2 draws per view.
     cfg.INPUT.RANDAUGMENT_M = 10  # Accepted for published files; randaugment2 draws its magnitudes.
     cfg.INPUT.NO_TRANSFORM = False  # Accepted for published files; only False.
@@ -126,7 +128,8 @@ def _add_prompt_config(cfg: CfgNode) -> None:
     cfg.MODEL.BACKBONE.PRETRAINED = True  # Accepted for published files; only True.
 
     cfg.TRAINER = CfgNode()
-    cfg.TRAINER.NAME = "POMP"  # Only "POMP".
+    # "POMP"; a baseline: "CoOp", "CoCoOp", "VPT", "MaPLe", "LASP", "LinearProbe"; "RPL" (docs/REGIONAL_PROMPT.md).
+    cfg.TRAINER.NAME = "POMP"
     pomp = cfg.TRAINER.POMP = CfgNode()
     pomp.N_CTX = 4  # Context vectors; CTX_INIT overrides it.
     pomp.CSC = False  # True learns one context per class, usable on these classes only.
@@ -146,6 +149,7 @@ def _add_prompt_config(cfg: CfgNode) -> None:
     # "amp": autocast in bf16 (fp16 where the GPU lacks it), fp32 on the CPU; "bf16", "fp16": autocast in that type;
     # "fp32". ctx, logits, softmax and optimiser are fp32 in all of them.
     pomp.PREC = "amp"
+    add_baseline_config(cfg.TRAINER)
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -159,11 +163,13 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "TEST.SPLIT": ("test", "val"),
     "TEST.EVALUATOR": ("Classification",),
     "TEST.SELECTION": ("held_out", "test", "last"),
-    "TRAINER.NAME": ("POMP",),
+    "TRAINER.NAME": ("POMP", *BASELINES),
     "TRAINER.POMP.CLASS_TOKEN_POSITION": ("end", "middle", "front"),
     "TRAINER.POMP.NEG_SAMPLING_MODE": ("random", "frequency", "similarity", "easy"),
     "TRAINER.POMP.NEGATIVES": ("shared", "per_rank", "per_image"),
-    "TRAINER.POMP.PREC": ("amp", "bf16", "fp16", "fp32"),
+    **{f"TRAINER.{node}.PREC": ("amp", "bf16", "fp16", "fp32") for node in ("POMP", *BASELINES.values())},
+    "TRAINER.COOP.CLASS_TOKEN_POSITION": ("end", "middle", "front"),
+    "TRAINER.HIERARCHY.MODE": ("none", "positives", "smooth"),
 }
 _TRANSFORMS = ("random_resized_crop", "random_flip", "randaugment2", "normalize")
 _MINIMUM: dict[str, float] = {
@@ -184,6 +190,18 @@ _MINIMUM: dict[str, float] = {
     "TRAIN.CHECKPOINT_FREQ": 0,
     "TRAIN.CHECKPOINT_STEPS": 0,
     "TRAINER.POMP.N_CTX": 1,
+    "TRAINER.COOP.N_CTX": 1,
+    "TRAINER.COCOOP.N_CTX": 1,
+    "TRAINER.VPT.N_CTX_VISION": 1,
+    "TRAINER.VPT.PROMPT_DEPTH_VISION": 1,
+    "TRAINER.MAPLE.N_CTX": 1,
+    "TRAINER.MAPLE.PROMPT_DEPTH": 1,
+    "TRAINER.LASP.N_CTX": 1,
+    "TRAINER.LASP.GROUPS": 1,
+    "TRAINER.LASP.TEXT_WEIGHT": 0,
+    "TRAINER.RPL.N_CTX": 1,
+    "TRAINER.HIERARCHY.LEVELS": 1,
+    "TRAINER.HIERARCHY.WEIGHT": 0,
 }
 _ONLY: dict[str, object] = {
     "INPUT.NO_TRANSFORM": False,
@@ -319,7 +337,8 @@ def _leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _suggestion(cfg: CfgNode, key: str) -> str:
     """Names the existing key most like ``key``: as a whole, or the one whose last part is."""
     keys = {existing.lower(): existing for existing, _ in _leaves(cfg)}
-    by_name = {existing.rsplit(".", 1)[-1]: existing for existing in keys}
+    # Of the keys that end alike the first counts: POMP's stand before the baselines'.
+    by_name = {existing.rsplit(".", 1)[-1]: existing for existing in reversed(keys)}
     wanted = str(key).lower()
     if near := difflib.get_close_matches(wanted, keys, n=1, cutoff=0.75):
         return f"; did you mean {keys[near[0]]}?"
@@ -388,9 +407,14 @@ def _check(cfg: CfgNode) -> None:
         raise InputError(f"INPUT.TRANSFORMS names {unknown[0]!r}; expected some of {', '.join(_TRANSFORMS)}")
     if len(cfg.INPUT.SIZE) != 2 or cfg.INPUT.SIZE[0] != cfg.INPUT.SIZE[1] or cfg.INPUT.SIZE[0] < 1:
         raise InputError(f"INPUT.SIZE is {cfg.INPUT.SIZE}; expected two equal numbers of pixels such as (224, 224)")
+    scale = cfg.INPUT.CROP_SCALE
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise InputError(f"INPUT.CROP_SCALE is {scale}; expected two shares of the area such as (0.08, 1.0)")
     for key in ("PIXEL_MEAN", "PIXEL_STD"):
         if len(cfg.INPUT[key]) != 3:
             raise InputError(f"INPUT.{key} is {cfg.INPUT[key]}; expected three numbers, one for each of R, G and B")
+    if cfg.TRAINER.HIERARCHY.WEIGHT > 1:
+        raise InputError(f"TRAINER.HIERARCHY.WEIGHT is {cfg.TRAINER.HIERARCHY.WEIGHT}; expected a share of 0 to 1")
     num_sampled = cfg.TRAINER.POMP.UPDATE_CLASS_NUM
     if cfg.TRAINER.POMP.EPT and num_sampled != "all" and num_sampled != 0 and num_sampled < 3:
         raise InputError(

@@ -81,12 +81,23 @@ class OnlineFeatures:
         self._dataset.set_epoch(epoch)
         pin = self._device.type == "cuda"
         for batch in make_loader(self._dataset, batches, num_workers=self._num_workers, pin_memory=pin):
-            with self._autocast():
-                features = self._clip.encode_image(batch.images.flatten(0, 1).to(self._device, non_blocking=True))
+            images = batch.images.flatten(0, 1).to(self._device, non_blocking=True)
+            features = self._encode(images).float()
             # Every process must say the same: counting rows is a collective call.
             whole = distributed.world_size() == 1 and bool(batch.ok.all())
             ok = None if whole else batch.ok.repeat(self.views).to(self._device)
-            yield features.float(), ok
+            yield features, ok
+
+    def _encode(self, images: Tensor) -> Tensor:
+        with self._autocast():
+            return self._clip.encode_image(images)
+
+
+class OnlineImages(OnlineFeatures):
+    """The images themselves, (k * B, 3, S, S): for learners that change what the image tower computes."""
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return images
 
 
 class EvaluationFeatures:
@@ -132,6 +143,23 @@ class EvaluationFeatures:
         own_features = torch.cat(features).numpy() if features else np.zeros((0, clip.embed_dim), np.float16)
         own_labels = torch.cat(labels).numpy() if labels else np.zeros(0, np.int64)
         return cls(own_features, own_labels, sum(distributed.gather_objects(len(own_labels))))
+
+
+class EvaluationImages:
+    """Images and labels to classify: this process's share of them, of ``num_images`` in all, read anew each time."""
+
+    def __init__(self, dataset: ImageDataset, *, batch_size: int, num_workers: int, device: torch.device) -> None:
+        self._dataset, self._batch_size, self._num_workers = dataset, batch_size, num_workers
+        self._device = device
+        self.num_images = len(dataset)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(B, 3, S, S) images on the device and their labels; images that cannot be read are left out."""
+        size, world = self._batch_size, distributed.world_size()
+        rows = evaluation_batches(len(self._dataset), size, rank=distributed.rank(), world=world)
+        for batch in make_loader(self._dataset, rows, num_workers=self._num_workers):
+            whole = batch.readable()
+            yield whole.images[0].to(self._device), whole.labels
 
 
 def _share(length: int, batch_size: int) -> np.ndarray:

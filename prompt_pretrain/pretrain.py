@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
-from torch import Tensor
+from torch import Tensor, nn
 
 from prompt_pretrain import distributed
 from prompt_pretrain.classification.samplers import train_batches, train_steps
@@ -28,7 +28,7 @@ from prompt_pretrain.interruption import StopSignal
 from prompt_pretrain.metrics_log import MetricsLog
 from prompt_pretrain.optimisation import build_sgd, learning_rate_from_cfg, set_learning_rate
 from prompt_pretrain.prompt import SoftPrompt, save_prompt
-from prompt_pretrain.prompt_loss import BatchLoss, PromptLoss, StepRows
+from prompt_pretrain.prompt_loss import BatchLoss, StepRows
 from prompt_pretrain.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -82,10 +82,13 @@ class _Meter:
 class PromptPretrainer:
     """Trains ``prompt`` and keeps its files.
 
+    The loop serves any module whose parameters are few: a subclass says what a step's loss is (:meth:`outcome`) and how
+    a set of parameters becomes a file (:meth:`save`).
+
     Args:
         cfg: see :mod:`prompt_pretrain.config`; only OPTIM, TRAIN, SEED and DATALOADER.TRAIN_X.BATCH_SIZE are read.
-        prompt: changed in place; the device of its ``ctx`` is where training happens.
-        loss: loss of a batch of features.
+        prompt: changed in place; the device of its parameters is where training happens.
+        loss: loss of a batch of features; of a prompt, :class:`~prompt_pretrain.prompt_loss.PromptLoss`.
         source: training features.
         run: where files go; claimed by the caller.
         accuracy: percentage of a prompt on the images that choose the epoch (a collective call); None keeps the last.
@@ -99,12 +102,12 @@ class PromptPretrainer:
     def __init__(
         self,
         cfg: CfgNode,
-        prompt: SoftPrompt,
-        loss: PromptLoss,
+        prompt: nn.Module,
+        loss: Any,
         source: FeatureSource,
         run: RunFolder,
         *,
-        accuracy: Callable[[SoftPrompt], float] | None,
+        accuracy: Callable[[Any], float] | None,
         settings: Mapping[str, Any],
         autocast: Autocast,
         grad_scaling: bool = False,
@@ -114,10 +117,11 @@ class PromptPretrainer:
         self.cfg, self.prompt, self.loss, self.source, self.run = cfg, prompt, loss, source, run
         self.accuracy, self.settings, self.autocast = accuracy, dict(settings), autocast
         self.margin, self.progress = margin, progress
-        self.device = prompt.ctx.device
+        self.parameters = {name: value for name, value in prompt.named_parameters() if value.requires_grad}
+        self.device = next(iter(self.parameters.values())).device
         optim = cfg.OPTIM
         self.optimizer = build_sgd(
-            [prompt.ctx],
+            self.parameters.values(),
             momentum=optim.MOMENTUM,
             weight_decay=optim.WEIGHT_DECAY,
             dampening=optim.SGD_DAMPNING,
@@ -134,7 +138,8 @@ class PromptPretrainer:
         self.line_meter = _Meter.empty(self.device)
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
-        distributed.broadcast_(prompt.ctx.data)
+        for parameter in self.parameters.values():
+            distributed.broadcast_(parameter.data)
 
     @property
     def step(self) -> int:
@@ -144,6 +149,18 @@ class PromptPretrainer:
     @property
     def total_steps(self) -> int:
         return self.cfg.OPTIM.MAX_EPOCH * self.steps_per_epoch
+
+    # -- what a subclass replaces ------------------------------------------------------------------------------------
+
+    def outcome(self, image_features: Tensor, rows: StepRows, ok: Tensor | None) -> BatchLoss:
+        """Loss of this process's part of the step in progress; called under autocast."""
+        return self.loss(self.prompt.ctx, image_features, rows, self.step, ok=ok)
+
+    def save(self, path: Path, parameters: Mapping[str, Tensor], epoch: int, accuracy: float | None) -> None:
+        """Write the file of ``parameters``, those after ``epoch`` epochs."""
+        assert isinstance(self.prompt, SoftPrompt)
+        prompt = SoftPrompt(parameters["ctx"], self.prompt.position, self.prompt.metadata)
+        save_prompt(path, prompt, epoch=epoch, extra={"val_result": accuracy})
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -203,13 +220,13 @@ class PromptPretrainer:
         )
 
     def _take_step(self, image_features: Tensor, rows: StepRows, ok: Tensor | None) -> None:
-        ctx = self.prompt.ctx
         with self.autocast():
-            outcome = self.loss(ctx, image_features, rows, self.step, ok=ok)
+            outcome = self.outcome(image_features, rows, ok)
         self.scaler.scale(outcome.loss).backward()
-        if ctx.grad is None:
-            ctx.grad = torch.zeros_like(ctx)
-        distributed.average_(ctx.grad)
+        for parameter in self.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            distributed.average_(parameter.grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -230,7 +247,7 @@ class PromptPretrainer:
         self.history.append(row)
         # The first of several equal maxima counts, as published.
         if accuracy is None or not self.best or accuracy > self.best["accuracy"]:
-            self.best = {"epoch": self.epoch, "accuracy": accuracy, "ctx": _on_cpu(self.prompt.ctx)}
+            self.best = {"epoch": self.epoch, "accuracy": accuracy, "parameters": self._values()}
         self._write_prompts(accuracy)
         if log is not None:
             log.write(self.step, "epoch", {name: value for name, value in row.items() if value is not None})
@@ -286,7 +303,8 @@ class PromptPretrainer:
     def _check_finite(self) -> None:
         """Raise on every process if a loss or the context of any of them is not finite."""
         total = self.line_meter.total()
-        if bool(torch.isfinite(total[0])) and bool(torch.isfinite(self.prompt.ctx).all()):
+        finite = [torch.isfinite(parameter).all() for parameter in self.parameters.values()]
+        if bool(torch.isfinite(total[0])) and bool(torch.stack(finite).all()):
             return
         first = min(distributed.gather_objects(int(self.line_meter.bad_step)))
         rate = learning_rate_from_cfg(self.epoch, self.cfg.OPTIM)
@@ -304,15 +322,16 @@ class PromptPretrainer:
         every = self.cfg.TRAIN.CHECKPOINT_FREQ
         if last or (every and self.epoch % every == 0):
             path = self.run.epoch_prompt(self.epoch)
-            save_prompt(path, self.prompt, epoch=self.epoch, extra={"val_result": accuracy})
+            self.save(path, self._values(), self.epoch, accuracy)
             self.run.point_to(path)
         if self.best["epoch"] == self.epoch:
             self._write_best()
 
     def _write_best(self) -> None:
-        prompt = SoftPrompt(self.best["ctx"], self.prompt.position, self.prompt.metadata)
-        extra = {"val_result": self.best["accuracy"]}
-        save_prompt(self.run.best_prompt, prompt, epoch=self.best["epoch"], extra=extra)
+        self.save(self.run.best_prompt, self.best["parameters"], self.best["epoch"], self.best["accuracy"])
+
+    def _values(self) -> dict[str, Tensor]:
+        return {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
 
     def _save_state(self) -> None:
         """Save all that continuing needs; refuses to save what is not finite."""
@@ -320,10 +339,14 @@ class PromptPretrainer:
         meters = {"epoch_meter": self.epoch_meter.total().cpu(), "line_meter": self.line_meter.total().cpu()}
         if not distributed.is_main_process():
             return
-        momentum = self.optimizer.state[self.prompt.ctx].get("momentum_buffer")
+        momentum = {
+            name: self.optimizer.state[parameter]["momentum_buffer"].detach().cpu().clone()
+            for name, parameter in self.parameters.items()
+            if "momentum_buffer" in self.optimizer.state[parameter]
+        }
         state = {
-            "ctx": _on_cpu(self.prompt.ctx),
-            "momentum": None if momentum is None else _on_cpu(momentum),
+            "parameters": self._values(),
+            "momentum": momentum,
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
@@ -335,9 +358,10 @@ class PromptPretrainer:
         self.run.states.save(state, self.step)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        self.prompt.ctx.data.copy_(state["ctx"])
-        if state["momentum"] is not None:
-            self.optimizer.state[self.prompt.ctx]["momentum_buffer"] = state["momentum"].to(self.device)
+        for name, parameter in self.parameters.items():
+            parameter.data.copy_(state["parameters"][name])
+            if name in state["momentum"]:
+                self.optimizer.state[parameter]["momentum_buffer"] = state["momentum"][name].to(self.device)
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
         self.best, self.history = state["best"], state["history"]
@@ -354,7 +378,7 @@ class PromptPretrainer:
             if not self.run.best_prompt.exists():
                 self._write_best()
             if not last.exists():
-                save_prompt(last, self.prompt, epoch=self.epoch, extra={"val_result": self.history[-1]["accuracy"]})
+                self.save(last, self._values(), self.epoch, self.history[-1]["accuracy"])
                 self.run.point_to(last)
         distributed.barrier()
         return PretrainResult(
@@ -371,10 +395,6 @@ def _means(total: Tensor) -> tuple[float, float]:
     """Mean loss, and accuracy in percent."""
     loss, correct, rows = total.tolist()
     return (loss / rows, 100 * correct / rows) if rows else (0.0, 0.0)
-
-
-def _on_cpu(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().clone()
 
 
 def _memory_gb(device: torch.device) -> float:

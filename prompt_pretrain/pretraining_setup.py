@@ -15,18 +15,27 @@ from fvcore.common.config import CfgNode
 
 from prompt_pretrain import distributed
 from prompt_pretrain.atomic_files import atomic_writer, write_json
+from prompt_pretrain.baselines.config import BASELINES
 from prompt_pretrain.checkpoints import check_settings
 from prompt_pretrain.class_sampling import ClassSampler
 from prompt_pretrain.classification.evaluation import Evaluation, evaluate
 from prompt_pretrain.classification.images import ImageDataset
 from prompt_pretrain.classification.items import ClassificationData, ImageItem, labels_of
 from prompt_pretrain.classification.registry import load_classification_data
-from prompt_pretrain.classification.transforms import eval_transform, train_transform
+from prompt_pretrain.classification.transforms import ImageTransform, eval_transform, train_transform
 from prompt_pretrain.clip import Clip, load_clip
 from prompt_pretrain.config import flatten, parse_bytes
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.feature_cache import FeatureCache
-from prompt_pretrain.feature_source import CachedFeatures, EvaluationFeatures, FeatureSource, OnlineFeatures
+from prompt_pretrain.feature_source import (
+    CachedFeatures,
+    EvaluationFeatures,
+    EvaluationImages,
+    FeatureSource,
+    OnlineFeatures,
+    OnlineImages,
+)
+from prompt_pretrain.label_hierarchy import LabelHierarchy, read_hierarchy
 from prompt_pretrain.local_contrast import local_correction
 from prompt_pretrain.pretrain import PretrainResult, Progress, PromptPretrainer
 from prompt_pretrain.prompt import SoftPrompt, load_prompt
@@ -150,6 +159,11 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
 
 
+def precision(cfg: CfgNode) -> str:
+    """PREC of the trainer that ``cfg`` names."""
+    return cfg.TRAINER[BASELINES.get(cfg.TRAINER.NAME, cfg.TRAINER.NAME)].PREC
+
+
 def load_training_data(cfg: CfgNode) -> ClassificationData:
     """The data set of ``cfg``; ``held_out`` holds the images that choose the epoch if TEST.SELECTION asks for some."""
 
@@ -176,6 +190,22 @@ def load_training_data(cfg: CfgNode) -> ClassificationData:
             )
         data = load(cfg.DATASET.HELD_OUT_SHOTS)
     return data
+
+
+def hierarchy_of(cfg: CfgNode, data: ClassificationData) -> LabelHierarchy | None:
+    """The class tree as TRAINER.HIERARCHY asks for it.
+
+    Raises:
+        InputError: no tree beside the data, or extra classes for a prompt that has one context per class.
+    """
+    asked = cfg.TRAINER.HIERARCHY
+    hierarchy = read_hierarchy(data, asked.MODE, weight=asked.WEIGHT, levels=asked.LEVELS)
+    if hierarchy is not None and hierarchy.extra_names and (cfg.TRAINER.POMP.CSC or cfg.TRAINER.NAME == "LinearProbe"):
+        raise InputError(
+            f"TRAINER.HIERARCHY.MODE positives adds {len(hierarchy.extra_names)} parents to the classes, for which a "
+            "linear probe and class-specific contexts have no place; use MODE smooth or another trainer"
+        )
+    return hierarchy
 
 
 def initial_prompt(cfg: CfgNode, clip: Clip, num_classes: int) -> SoftPrompt:
@@ -207,37 +237,37 @@ def _run(cfg: CfgNode, run: RunFolder, device: torch.device, progress: Progress 
         load_prompt(cfg.MODEL.INIT_WEIGHTS, n_ctx=_n_ctx(cfg))  # a wrong file should not wait for the CLIP
     data = load_training_data(cfg)
     num_sampled = sampled_classes(cfg, data.num_classes)
-    clip = _load_clip(cfg, device)
-    words = cfg.TRAINER.POMP.CTX_INIT
-    prompts = tokenize_prompts(
-        data.class_names,
-        clip.tokenizer,
-        _n_ctx(cfg),
-        cfg.TRAINER.POMP.CLASS_TOKEN_POSITION,
-        context_length=clip.context_length,
-        ctx_words=words,
-    )
+    clip = configured_clip(cfg, device)
+    hierarchy = hierarchy_of(cfg, data)
+    if hierarchy is not None and num_sampled is not None:
+        raise InputError(
+            f"TRAINER.HIERARCHY.MODE {cfg.TRAINER.HIERARCHY.MODE} needs the softmax over all classes; set "
+            "TRAINER.POMP.UPDATE_CLASS_NUM to all"
+        )
+    prompts = _tokenize(cfg, clip, data.class_names)
     prompt = initial_prompt(cfg, clip, data.num_classes).to(device)
-    settings = _settings(cfg, clip, data)
-    state = _saved_state(cfg, run, settings)
-    autocast = _Autocast(device, autocast_dtype(cfg.TRAINER.POMP.PREC, device))
+    settings = run_settings(cfg, clip, data)
+    state = saved_state(cfg, run, settings)
+    autocast = TowerAutocast(device, autocast_dtype(precision(cfg), device))
     encoder = TextEncoder(clip)
     margin = _margin(cfg)
-    prompt.metadata.update(_metadata(cfg, clip, data, num_sampled, margin))
-    features = _Features(cfg, clip, autocast, show_progress=progress is not None)
+    prompt.metadata.update(run_metadata(cfg, clip, data, num_sampled, margin))
+    features = ImageFeatures(cfg, clip, autocast, show_progress=progress is not None)
     classify = _Classifier(encoder, prompts, data.class_names, autocast)
-    chooser = _selection_images(cfg, data, features)
+    chosen_on = selection_items(cfg, data)
+    chooser = None if chosen_on is None else features.evaluation(*chosen_on)
     trainer = PromptPretrainer(
         cfg,
         prompt,
         PromptLoss(
             encoder,
-            prompts,
+            prompts if hierarchy is None else _tokenize(cfg, clip, data.class_names + hierarchy.extra_names),
             _sampler(cfg, clip, data, num_sampled),
             logit_scale=clip.logit_scale,
             margin=margin,
             negatives=cfg.TRAINER.POMP.NEGATIVES,
             memory_budget=parse_bytes(cfg.MEMORY_BUDGET),
+            hierarchy=hierarchy,
         ),
         features.training(data.train),
         run,
@@ -251,7 +281,7 @@ def _run(cfg: CfgNode, run: RunFolder, device: torch.device, progress: Progress 
     if distributed.is_main_process():
         if cfg.RESUME == "off":
             run.remove_run()
-        _write_config(cfg, run)
+        write_config(cfg, run)
     result = trainer.train(state)
     tests = {}
     if not cfg.TEST.NO_TEST:
@@ -261,11 +291,23 @@ def _run(cfg: CfgNode, run: RunFolder, device: torch.device, progress: Progress 
             tests[name] = classify(kept.to(device), images)  # type: ignore[attr-defined]
     report = PretrainReport(result, run.root, cfg.TEST.SELECTION, cfg.TEST.SPLIT, tests)
     if distributed.is_main_process():
-        write_json(run.root / "results.json", _results_json(report, trainer.history))
+        write_json(run.root / "results.json", results_json(report, trainer.history))
     return report
 
 
-class _Autocast:
+def _tokenize(cfg: CfgNode, clip: Clip, class_names: Sequence[str]) -> PromptTokens:
+    pomp = cfg.TRAINER.POMP
+    return tokenize_prompts(
+        class_names,
+        clip.tokenizer,
+        _n_ctx(cfg),
+        pomp.CLASS_TOKEN_POSITION,
+        context_length=clip.context_length,
+        ctx_words=pomp.CTX_INIT,
+    )
+
+
+class TowerAutocast:
     """Makes the context that both towers run in."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype | None) -> None:
@@ -279,7 +321,7 @@ class _Classifier:
     """Evaluates a prompt on images, over all classes."""
 
     def __init__(
-        self, encoder: TextEncoder, prompts: PromptTokens, class_names: Sequence[str], autocast: _Autocast
+        self, encoder: TextEncoder, prompts: PromptTokens, class_names: Sequence[str], autocast: TowerAutocast
     ) -> None:
         self.encoder, self.prompts, self.class_names, self.autocast = encoder, prompts, class_names, autocast
 
@@ -290,10 +332,10 @@ class _Classifier:
         return evaluate(features, images.batches(), class_names=self.class_names, num_images=images.num_images)
 
 
-class _Features:
+class ImageFeatures:
     """Image features for every purpose, cached or computed as the configuration says."""
 
-    def __init__(self, cfg: CfgNode, clip: Clip, autocast: _Autocast, *, show_progress: bool) -> None:
+    def __init__(self, cfg: CfgNode, clip: Clip, autocast: TowerAutocast, *, show_progress: bool) -> None:
         self.cfg, self.clip, self.autocast, self.show_progress = cfg, clip, autocast, show_progress
         self.size = cfg.INPUT.SIZE[0]
         if self.size != clip.image_size:
@@ -302,16 +344,23 @@ class _Features:
                 f"set INPUT.SIZE to ({clip.image_size}, {clip.image_size})"
             )
 
-    def training(self, items: Sequence[ImageItem]) -> FeatureSource:
+    def training(self, items: Sequence[ImageItem], *, images: bool = False) -> FeatureSource:
+        """Training features, or with ``images`` the augmented images themselves."""
         cfg = self.cfg
         used = cfg.INPUT
         transform = train_transform(
-            used.TRANSFORMS, self.size, used.PIXEL_MEAN, used.PIXEL_STD, used.RANDAUGMENT_N, used.INTERPOLATION
+            used.TRANSFORMS,
+            self.size,
+            used.PIXEL_MEAN,
+            used.PIXEL_STD,
+            used.RANDAUGMENT_N,
+            used.INTERPOLATION,
+            used.CROP_SCALE,
         )
         views = cfg.DATALOADER.K_TRANSFORMS
-        if not cfg.FEATURE_CACHE.ENABLED:
+        if images or not cfg.FEATURE_CACHE.ENABLED:
             dataset = ImageDataset(items, transform, views=views, seed=cfg.SEED)
-            return OnlineFeatures(
+            return (OnlineImages if images else OnlineFeatures)(
                 self.clip,
                 dataset,
                 num_workers=cfg.DATALOADER.NUM_WORKERS,
@@ -322,9 +371,23 @@ class _Features:
         cache = self._cache(items, transform, views=stored)
         return CachedFeatures(cache.features, cache.labels, cache.valid, views=views, device=self.clip.device)
 
+    def evaluation_images(self, items: Sequence[ImageItem], on_corrupt: str) -> EvaluationImages:
+        """Images as the test transform leaves them."""
+        return EvaluationImages(
+            ImageDataset(items, self._plain_transform(), on_corrupt=on_corrupt),
+            batch_size=self.cfg.DATALOADER.TEST.BATCH_SIZE,
+            num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+            device=self.clip.device,
+        )
+
+    def _plain_transform(self) -> ImageTransform:
+        used = self.cfg.INPUT
+        return eval_transform(self.size, used.PIXEL_MEAN, used.PIXEL_STD, used.INTERPOLATION)
+
     def evaluation(self, items: Sequence[ImageItem], on_corrupt: str) -> EvaluationFeatures:
+        """Features of the images as the test transform leaves them."""
         cfg = self.cfg
-        transform = eval_transform(self.size, cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD, cfg.INPUT.INTERPOLATION)
+        transform = self._plain_transform()
         batch_size = cfg.DATALOADER.TEST.BATCH_SIZE
         if cfg.FEATURE_CACHE.ENABLED:
             cache = self._cache(items, transform, views=1, on_corrupt=on_corrupt)
@@ -351,12 +414,13 @@ class _Features:
         )
 
 
-def _load_clip(cfg: CfgNode, device: torch.device) -> Clip:
+def configured_clip(cfg: CfgNode, device: torch.device) -> Clip:
+    """The CLIP of MODEL.BACKBONE, in the precision of the trainer."""
     return load_clip(
         cfg.MODEL.BACKBONE.NAME,
         weights=cfg.MODEL.BACKBONE.WEIGHTS or None,
         device=device,
-        precision="fp32" if cfg.TRAINER.POMP.PREC == "fp32" else "amp",
+        precision="fp32" if precision(cfg) == "fp32" else "amp",
     )
 
 
@@ -408,7 +472,8 @@ def _has_own_validation(data: ClassificationData) -> bool:
     return not any(item.path in test for item in data.val)
 
 
-def _selection_images(cfg: CfgNode, data: ClassificationData, features: _Features) -> EvaluationFeatures | None:
+def selection_items(cfg: CfgNode, data: ClassificationData) -> tuple[Sequence[ImageItem], str] | None:
+    """The images that choose the epoch, and what a damaged one among them does; None to keep the last epoch."""
     if cfg.TEST.SELECTION == "last":
         return None
     if cfg.TEST.SELECTION == "test":
@@ -416,22 +481,22 @@ def _selection_images(cfg: CfgNode, data: ClassificationData, features: _Feature
             "TEST.SELECTION is test: the best epoch is chosen on the test images, as in the release, so its accuracy "
             "on them is optimistic"
         )
-        return features.evaluation(data.test, "raise")
-    return features.evaluation(data.held_out if len(data.held_out) else data.val, "skip")
+        return data.test, "raise"
+    return (data.held_out if len(data.held_out) else data.val), "skip"
 
 
-def _write_config(cfg: CfgNode, run: RunFolder) -> None:
+def write_config(cfg: CfgNode, run: RunFolder) -> None:
     """Keep the merged configuration, so that ``--config-file`` can repeat the run."""
     merged = cfg.clone()
     merged.defrost()
     merged.OUTPUT_DIR, merged.RESUME = str(run.root), ""
     with atomic_writer(run.root / "config.yaml", "w") as file:
         file.write(merged.dump())
-    versions = ", ".join(f"{package} {_version_of(package)}" for package in ("openvocab-prompt", *_LOGGED_PACKAGES))
+    versions = ", ".join(f"{package} {version_of(package)}" for package in ("openvocab-prompt", *_LOGGED_PACKAGES))
     logger.info("%s; configuration in %s", versions, run.root / "config.yaml")
 
 
-def _saved_state(cfg: CfgNode, run: RunFolder, settings: dict[str, Any]) -> dict[str, Any] | None:
+def saved_state(cfg: CfgNode, run: RunFolder, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The state to continue from, on every process; None to start at the beginning.
 
     Raises:
@@ -454,7 +519,7 @@ def _saved_state(cfg: CfgNode, run: RunFolder, settings: dict[str, Any]) -> dict
     return distributed.broadcast_object(state)  # type: ignore[return-value]
 
 
-def _settings(cfg: CfgNode, clip: Clip, data: ClassificationData) -> dict[str, Any]:
+def run_settings(cfg: CfgNode, clip: Clip, data: ClassificationData) -> dict[str, Any]:
     """What two parts of one run must have in common, by the name to show when they do not."""
     values = {key: value for key, value in flatten(cfg).items() if key not in _FREE_SETTINGS}
     if not cfg.FEATURE_CACHE.ENABLED:
@@ -466,12 +531,13 @@ def _settings(cfg: CfgNode, clip: Clip, data: ClassificationData) -> dict[str, A
     if cfg.TRAINER.POMP.NEGATIVES == "per_rank":
         values["number of processes"] = world
     values["CLIP (MODEL.BACKBONE.NAME)"] = f"{clip.clip_id} {clip.text_fingerprint[:12]} {clip.image_fingerprint[:12]}"
-    values["class names (DATASET)"] = _names_hash(data.class_names)
+    values["class names (DATASET)"] = names_hash(data.class_names)
     values["training images (DATASET)"] = _items_hash(data)
     return values
 
 
-def _names_hash(class_names: Sequence[str]) -> str:
+def names_hash(class_names: Sequence[str]) -> str:
+    """16 hexadecimal digits that tell vocabularies apart."""
     return hashlib.sha256("\n".join(class_names).encode()).hexdigest()[:16]
 
 
@@ -484,7 +550,7 @@ def _items_hash(data: ClassificationData) -> str:
     return digest.hexdigest()[:16]
 
 
-def _metadata(
+def run_metadata(
     cfg: CfgNode, clip: Clip, data: ClassificationData, num_sampled: int | None, margin: str | float
 ) -> dict[str, Any]:
     """Plain values that tell how a prompt came about."""
@@ -494,7 +560,7 @@ def _metadata(
         "text_tower": clip.text_fingerprint,
         "dataset": data.name,
         "num_classes": data.num_classes,
-        "class_names_hash": _names_hash(data.class_names),
+        "class_names_hash": names_hash(data.class_names),
         "num_shots": cfg.DATASET.NUM_SHOTS,
         "num_sampled": num_sampled or data.num_classes,
         "margin": margin if num_sampled else "none",
@@ -503,18 +569,20 @@ def _metadata(
         "max_epoch": cfg.OPTIM.MAX_EPOCH,
         "seed": cfg.SEED,
         "selection": cfg.TEST.SELECTION,
-        "version": _version_of("openvocab-prompt"),
+        "version": version_of("openvocab-prompt"),
     }
 
 
-def _version_of(package: str) -> str:
+def version_of(package: str) -> str:
+    """Installed version of a package, or ``unknown``."""
     try:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
 
 
-def _results_json(report: PretrainReport, history: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def results_json(report: PretrainReport, history: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Plain values of a report, for the run's ``results.json``."""
     result = report.result
     kept = (
         ("best", result.best_epoch, result.best_accuracy, result.best_prompt),

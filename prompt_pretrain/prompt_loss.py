@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from prompt_pretrain import distributed
 from prompt_pretrain.class_sampling import ClassSampler
+from prompt_pretrain.label_hierarchy import LabelHierarchy, cross_entropy
 from prompt_pretrain.local_contrast import full_contrast_logits, local_contrast_logits
 from prompt_pretrain.prompt_tokens import PromptTokens
 from prompt_pretrain.text_encoder import TextEncoder
@@ -69,6 +69,7 @@ class PromptLoss:
         negatives: ``shared``: one list for the images of all processes; ``per_rank``: one list per process;
             ``per_image``: the sampler's scope is ``per_image``.
         memory_budget: bytes of saved activations beyond which classes are recomputed in backward.
+        hierarchy: targets of the softmax over all classes; ``prompts`` then end with its extra names.
     """
 
     def __init__(
@@ -81,10 +82,13 @@ class PromptLoss:
         margin: str | float = "log10",
         negatives: str = "shared",
         memory_budget: int | None = None,
+        hierarchy: LabelHierarchy | None = None,
     ) -> None:
         self.encoder, self.prompts, self.sampler = encoder, prompts, sampler
         self.logit_scale, self.margin, self.negatives = logit_scale, margin, negatives
         self.memory_budget = memory_budget
+        self.hierarchy = hierarchy
+        assert hierarchy is None or sampler is None
 
     def __call__(
         self, ctx: Tensor, image_features: Tensor, rows: StepRows, step: int, *, ok: Tensor | None = None
@@ -104,9 +108,8 @@ class PromptLoss:
         else:
             logits = self._sampled_logits(self.sampler, ctx, image_features, rows, step)
             targets = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-        losses = F.cross_entropy(logits, targets, reduction="none")
-        correct = logits.argmax(dim=1) == targets
-        return _summarize(losses, correct, ok)
+        losses, correct = cross_entropy(logits, targets, self.hierarchy)
+        return summarize(losses, correct, ok)
 
     def _sampled_logits(self, sampler: ClassSampler, ctx: Tensor, images: Tensor, rows: StepRows, step: int) -> Tensor:
         """(R, K) logits, the rows' own classes in column 0."""
@@ -154,7 +157,8 @@ def _gather_rows(features: Tensor, rows: StepRows) -> Tensor:
     return gathered[torch.argsort(positions).to(gathered.device)]
 
 
-def _summarize(losses: Tensor, correct: Tensor, ok: Tensor | None) -> BatchLoss:
+def summarize(losses: Tensor, correct: Tensor, ok: Tensor | None) -> BatchLoss:
+    """The outcome of a step from this process's (R,) losses and hits; rows that are not ``ok`` are left out."""
     if ok is None:
         count = torch.full((), len(losses), device=losses.device)
         return BatchLoss(losses.mean(), losses.detach().sum(), correct.sum(), count)

@@ -135,6 +135,45 @@ def tokenize_pieces(
     return _pad(rows, num_before + num_after)
 
 
+def tokenize_around_names(
+    names: Sequence[str],
+    endings: Sequence[str],
+    tokenizer: Any,
+    n_ctx: int,
+    *,
+    context_length: int = CONTEXT_LENGTH,
+) -> PromptTokens:
+    """Prompts ``[SOT] v1 … vn name w1 … wn ending . [EOT]`` of regional prompt learning; vectors v, then w.
+
+    The text is tokenised as a whole, so a dot merges with an ending in punctuation; where the name ends is counted by
+    the tokens of the name alone.
+
+    Args:
+        names: C names; cleaned by :func:`clean_class_name`, as are the endings.
+        endings: what stands behind the second context, usually a description; "" is allowed.
+        n_ctx: n, vectors in each of the two contexts.
+    Raises:
+        InputError: an empty name, or a text too long for the context.
+    """
+    placeholders = " ".join([_PLACEHOLDER] * n_ctx)
+    rows = []
+    for index, (raw_name, raw_ending) in enumerate(zip(names, endings, strict=True)):
+        name, ending = clean_class_name(raw_name), clean_class_name(raw_ending)
+        if not name.strip():
+            raise InputError(f"class {index} has an empty name ({raw_name!r}); give every class a name")
+        encoded = tokenizer.encode(f"{placeholders} {name} {placeholders} {ending}".strip() + ".")
+        stop = n_ctx + len(tokenizer.encode(name))
+        row: list[int | None] = [tokenizer.sot_token_id, *[None] * n_ctx, *encoded[n_ctx:stop], *[None] * n_ctx]
+        row = _until_eot([*row, *encoded[stop + n_ctx :], tokenizer.eot_token_id], tokenizer)
+        if len(row) > context_length:
+            raise InputError(
+                f"class {raw_name!r} needs {len(row)} tokens with its description and {2 * n_ctx} context vectors but "
+                f"the text encoder takes {context_length}; shorten the description"
+            )
+        rows.append(row)
+    return _pad(rows, 2 * n_ctx)
+
+
 def tokenize_texts(texts: Sequence[str], tokenizer: Any, *, context_length: int = CONTEXT_LENGTH) -> PromptTokens:
     """Plain texts ``[SOT] text [EOT]`` as prompts without context vectors.
 

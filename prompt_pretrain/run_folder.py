@@ -79,7 +79,13 @@ class RunFolder:
 
 
 def default_run_folder(cfg: CfgNode, config_name: str) -> Path:
-    """``output/<data set>/POMP/<config>_unc<K>_<shots>shots/nctx<M>_csc<bool>_ctp<position>/seed<seed>``."""
+    """``output/<data set>/POMP/<config>_unc<K>_<shots>shots/nctx<M>_csc<bool>_ctp<position>/seed<seed>``.
+
+    Of baselines ``output/<data set>/<trainer>/<config>_<shots>shots/seed<seed>``.
+    """
+    if cfg.TRAINER.NAME != "POMP":
+        shots = f"{config_name}_{cfg.DATASET.NUM_SHOTS}shots"
+        return Path("output") / _snake_case(cfg.DATASET.NAME) / cfg.TRAINER.NAME / shots / f"seed{cfg.SEED}"
     pomp = cfg.TRAINER.POMP
     num_sampled = pomp.UPDATE_CLASS_NUM if pomp.EPT and pomp.UPDATE_CLASS_NUM != 0 else "all"
     n_ctx = len(pomp.CTX_INIT.replace("_", " ").split()) or pomp.N_CTX

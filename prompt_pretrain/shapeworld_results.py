@@ -145,7 +145,7 @@ def render(study: ShapeWorldStudy, seeds: Sequence[int], results: dict[str, list
             f"{100 / recipe.num_classes:.2f} and {100 / recipe.num_novel:.2f}."
         ),
         Commands([command]),
-        Text(f"{seconds / 60:.0f} minutes of training and evaluation on {_machine()}, without drawing and encoding."),
+        Text(f"{seconds / 60:.0f} minutes of training and evaluation on {machine()}, without drawing and encoding."),
     )
     baselines = _rows(results, "prompts")
     report.section("Prompts")
@@ -198,16 +198,18 @@ def _named(results: dict[str, list[dict[str, Any]]], names: dict[str, str]) -> l
 
 def _table(rows: Sequence[Row]) -> Table:
     cells = [
-        [name, *(_mean_and_deviation([score[measure] for score in scores]) for measure in _MEASURES)]
+        [name, *(mean_and_deviation([score[measure] for score in scores]) for measure in _MEASURES)]
         for name, scores in rows
     ]
     return Table(["", *_COLUMNS], cells)
 
 
-def _mean_and_deviation(values: Sequence[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+def mean_and_deviation(values: Sequence[float], digits: int = 2) -> str:
+    """``mean ± standard deviation``, the number alone if there is one, – if there is none."""
+    if not values:
+        return "–"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def _deeper(markdown: str) -> str:
@@ -215,5 +217,6 @@ def _deeper(markdown: str) -> str:
     return "\n".join("#" + line if line.startswith("#") else line for line in markdown.splitlines())
 
 
-def _machine() -> str:
+def machine() -> str:
+    """The computer that numbers come from, for the document."""
     return f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {torch.__version__}"

@@ -161,7 +161,13 @@ class ShapeWorldStudy:
             data = load_training_data(cfg)
             used = cfg.INPUT
             augmented = train_transform(
-                used.TRANSFORMS, used.SIZE[0], used.PIXEL_MEAN, used.PIXEL_STD, used.RANDAUGMENT_N, used.INTERPOLATION
+                used.TRANSFORMS,
+                used.SIZE[0],
+                used.PIXEL_MEAN,
+                used.PIXEL_STD,
+                used.RANDAUGMENT_N,
+                used.INTERPOLATION,
+                used.CROP_SCALE,
             )
             self._encode(data.train, augmented, cfg.FEATURE_CACHE.VIEWS if augmented.random else 1, seed, show_progress)
             plain = eval_transform(used.SIZE[0], used.PIXEL_MEAN, used.PIXEL_STD, used.INTERPOLATION)

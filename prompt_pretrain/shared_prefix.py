@@ -5,6 +5,7 @@ nodes below it need. The nodes run through every linear layer as one packed (T, 
 EOT nodes are carried on, since nothing else is read.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -72,17 +73,22 @@ class SharedPrefixTransformer:
         self.dtype = dtype
         self.blocks = [_Block.of(block, dtype) for block in tower.blocks]
 
-    def run_trunk(self, tokens: Tensor, ctx_index: Tensor, ctx: Tensor | None) -> Tensor:
+    def run_trunk(
+        self, tokens: Tensor, ctx_index: Tensor, ctx: Tensor | None, deep_ctx: Sequence[Tensor] = ()
+    ) -> Tensor:
         """Keys and values of the trunk in every layer: (layers, P, 2W), P may be 0.
 
         Args:
             tokens: (P,) token ids; ctx_index: (P,) which row of ``ctx`` (M, W) stands there, -1 for a token.
+            deep_ctx: (M, W) vectors that replace the states of the context before layer 1, 2, ….
         """
         slots = (ctx_index >= 0).nonzero().squeeze(1)
         x = self._embed(tokens, torch.arange(len(tokens), device=tokens.device), slots, ctx_index[slots], ctx)
         attend = partial(F.scaled_dot_product_attention, is_causal=True)
         keys_values = []
         for index, block in enumerate(self.blocks):
+            if 0 < index <= len(deep_ctx):
+                x = x.index_copy(0, slots, deep_ctx[index - 1].float()[ctx_index[slots]])
             packed = F.linear(block.norm_1(x), *block.qkv)
             keys_values.append(packed[:, x.shape[1] :])
             if index + 1 < len(self.blocks):

@@ -9,6 +9,7 @@ from prompt_pretrain.registered_vocabularies import canonical_name
 _FILE = "prompt_templates.json"
 GENERIC_TEMPLATE = "a photo of a {}."
 DETECTION_PROMPTS = ("a", "none", "photo", "scene")
+PER_DATA_SET = ("own", "ensemble")  # what templates_of knows
 
 
 def load_templates(spec: str) -> tuple[str, ...]:
@@ -41,3 +42,21 @@ def load_templates(spec: str) -> tuple[str, ...]:
         f"unknown template {spec!r}; write {{}} where the class name goes ({GENERIC_TEMPLATE!r}), or name a data set "
         f"or one of {', '.join(known)} (nearest: {near})"
     )
+
+
+def templates_of(kind: str, data_set: str) -> tuple[str, ...]:
+    """Templates that differ from data set to data set.
+
+    Args:
+        kind: ``own``, the hand-written template of the set (the generic one where it has none); or ``ensemble``, the
+            seven selected ImageNet templates and, but for the ImageNets, the set's own.
+        data_set: registered name.
+    Raises:
+        InputError: another kind.
+    """
+    if kind not in PER_DATA_SET:
+        raise InputError(f"unknown templates per data set {kind!r}; choose one of {', '.join(PER_DATA_SET)}")
+    own = (read_metadata(_FILE)["data_sets"].get(data_set, GENERIC_TEMPLATE),)
+    if kind == "own":
+        return own
+    return load_templates("imagenet_select_7") + (() if "ImageNet" in data_set else own)

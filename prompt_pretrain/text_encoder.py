@@ -62,6 +62,7 @@ class TextEncoder:
         prompts: PromptTokens,
         ctx: Tensor | None = None,
         *,
+        deep_ctx: Sequence[Tensor] = (),
         memory_budget: int | None = None,
         shard: bool = False,
         progress: Callable[[int], object] | None = None,
@@ -73,6 +74,8 @@ class TextEncoder:
         Args:
             prompts: N prompts.
             ctx: (M, W) context vectors, or (N, M, W) for class-specific contexts (row i belongs to prompt i).
+            deep_ctx: (M, W) vectors that replace the states of the context before layer 1, 2, … (deep prompts). Only
+                with the name at the end and one context for all classes.
             memory_budget: bytes that activations saved for backward may take. What does not fit is computed again
                 during backward, chunk by chunk; the gradients are the same.
             shard: encode a part of the rows on each process and gather the features, differentiably. Every process
@@ -83,11 +86,13 @@ class TextEncoder:
                 takes none; a memory budget too small for one pass.
         """
         self._check_ctx(prompts, ctx)
+        if deep_ctx:
+            self._check_deep(prompts, ctx, deep_ctx)
         if len(prompts) == 0:
             raise InputError("no class names to encode; give at least one")
         if self.method == "plain":
-            return self._encode_plain(prompts, ctx, memory_budget, shard, progress)
-        return self._encode_tree(prompts, ctx, memory_budget, shard, progress)
+            return self._encode_plain(prompts, ctx, deep_ctx, memory_budget, shard, progress)
+        return self._encode_tree(prompts, ctx, deep_ctx, memory_budget, shard, progress)
 
     def count_nodes(self, prompts: PromptTokens, class_specific: bool = False) -> tuple[int, int]:
         """Distinct tokens below the shared prefix, and distinct prompts, that the shared-prefix path computes."""
@@ -107,12 +112,29 @@ class TextEncoder:
                 f"class by class, {shapes[1]}; use the prompt's own CLIP and n_ctx"
             )
 
+    def _check_deep(self, prompts: PromptTokens, ctx: Tensor | None, deep_ctx: Sequence[Tensor]) -> None:
+        assert self.tower is not None
+        layers = len(self.tower.blocks)
+        if len(deep_ctx) >= layers:
+            raise InputError(
+                f"{len(deep_ctx) + 1} layers of prompts for {self.clip.clip_id}, whose text tower has {layers}; "
+                f"set the prompt depth to at most {layers}"
+            )
+        shape = (prompts.n_ctx, self.tower.width)
+        leading = bool((prompts.ctx_index[:, 1 : 1 + prompts.n_ctx] >= 0).all())
+        if ctx is None or ctx.ndim != 2 or not leading or any(tuple(vectors.shape) != shape for vectors in deep_ctx):
+            raise InputError(
+                f"deep prompts need one context of shape {shape} per layer, shared by all classes, before the class "
+                f"name; found {[tuple(vectors.shape) for vectors in deep_ctx]}"
+            )
+
     # -- shared prefixes -----------------------------------------------------------------------------------------
 
     def _encode_tree(
         self,
         prompts: PromptTokens,
         ctx: Tensor | None,
+        deep_ctx: Sequence[Tensor],
         memory_budget: int | None,
         shard: bool,
         progress: Callable[[int], object] | None,
@@ -127,7 +149,7 @@ class TextEncoder:
         with torch.autocast(device.type, enabled=False):
             tokens, ctx_index = (x.to(device) for x in rows.trunk_codes())
             trunk_ctx = None if ctx is None or class_specific else ctx
-            trunk = transformer.run_trunk(tokens, ctx_index, trunk_ctx)
+            trunk = transformer.run_trunk(tokens, ctx_index, trunk_ctx, deep_ctx)
             needs_grad = torch.is_grad_enabled() and ctx is not None and ctx.requires_grad
             node_limit = _NODES_PER_PASS.get(device.type, 65536)
             kept = None
@@ -180,6 +202,7 @@ class TextEncoder:
         self,
         prompts: PromptTokens,
         ctx: Tensor | None,
+        deep_ctx: Sequence[Tensor],
         memory_budget: int | None,
         shard: bool,
         progress: Callable[[int], object] | None,
@@ -195,16 +218,18 @@ class TextEncoder:
             part_ctx = ctx[ids.to(ctx.device)] if ctx is not None and ctx.ndim == 3 else ctx
             part = prompts.select(ids)
             if needs_grad and first - start + len(ids) > rows_kept:
-                found = checkpoint(self._plain_rows, part, part_ctx, use_reentrant=False, preserve_rng_state=False)
+                found = checkpoint(
+                    self._plain_rows, part, part_ctx, deep_ctx, use_reentrant=False, preserve_rng_state=False
+                )
             else:
-                found = self._plain_rows(part, part_ctx)
+                found = self._plain_rows(part, part_ctx, deep_ctx)
             features.append(found.float())
             if progress is not None:
                 progress(len(ids))
         found = torch.cat(features) if features else self._no_features(ctx)
         return distributed.gather_rows(found, len(prompts)) if shard else found
 
-    def _plain_rows(self, prompts: PromptTokens, ctx: Tensor | None) -> Tensor:
+    def _plain_rows(self, prompts: PromptTokens, ctx: Tensor | None, deep_ctx: Sequence[Tensor] = ()) -> Tensor:
         device = self.clip.device
         prompts = prompts.to(device)
         if self.tower is None or (ctx is None and self.method == "plain" and prompts.n_ctx == 0):
@@ -217,7 +242,15 @@ class TextEncoder:
         vectors = ctx if ctx.ndim == 3 else ctx.expand(len(tokens), *ctx.shape)
         slots = vectors.gather(1, ctx_index.clamp(min=0).unsqueeze(-1).expand(-1, -1, vectors.shape[2]))
         x = torch.where(is_slot.unsqueeze(-1), slots.to(x.dtype), x) + tower.positional_embedding.to(x.dtype)
-        x = tower.module.transformer(x, attn_mask=tower.attn_mask)
+        if deep_ctx:
+            for index, block in enumerate(tower.blocks):
+                if 0 < index <= len(deep_ctx):
+                    vectors = deep_ctx[index - 1].expand(len(tokens), -1, -1)
+                    slots = vectors.gather(1, ctx_index.clamp(min=0).unsqueeze(-1).expand(-1, -1, vectors.shape[2]))
+                    x = torch.where(is_slot.unsqueeze(-1), slots.to(x.dtype), x)
+                x = block(x, attn_mask=tower.attn_mask)
+        else:
+            x = tower.module.transformer(x, attn_mask=tower.attn_mask)
         pooled = x[torch.arange(len(x), device=device), prompts.lengths - 1]
         return tower.project(pooled)
 

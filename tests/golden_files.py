@@ -16,6 +16,8 @@ GOLDEN_FOLDER = Path(__file__).parent / "golden"
 KINDS = (
     "pomp_loss",
     "pomp_misc",
+    "prompt_baselines",
+    "rpl_prompt",
     "d2_transforms",
     "d2_data",
     "d2_backbones",

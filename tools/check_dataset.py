@@ -1,10 +1,11 @@
-"""Report every problem of a registered detection or segmentation data set at once.
+"""Report every problem of a registered detection, segmentation or classification data set at once.
 
     python tools/check_dataset.py lvis_v1_val [--json FILE] [--no-files] [--examples 3] [--workers 8] [--import MODULE]
+    python tools/check_dataset.py OxfordPets --data-root data
 
 Looks for missing fields, ids that are unknown or not unique, boxes that are not finite or have negative or no sides,
-bad polygons, RLE of a wrong size, missing, corrupt or differently sized images, and labels beyond the classes. Exits
-with 2 if there are errors; warnings alone are coped with.
+bad polygons, RLE of a wrong size, missing, corrupt or differently sized images, labels beyond the classes, and splits
+that contradict themselves. Exits with 2 if there are errors; warnings alone are coped with.
 """
 
 import argparse
@@ -13,14 +14,17 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from dataset_checks.annotations import check_annotation_file, check_records
+from dataset_checks.classification import check_classification, is_classification_set
 from dataset_checks.files import check_images, check_label_maps, check_pairing
 from dataset_checks.report import Report
 
 import third_party  # noqa: F401  makes detectron2 importable
 from prompt_pretrain.atomic_files import write_json
+from prompt_pretrain.classification.registry import dataset_names
 from prompt_pretrain.command_line import run_command
 from prompt_pretrain.errors import InputError
 
@@ -31,7 +35,10 @@ _MANY_NAMES = 60
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="check_dataset", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("name", help="registered name, such as coco_2017_val; DETECTRON2_DATASETS is the data root")
+    parser.add_argument(
+        "name", help="registered name, such as coco_2017_val (DETECTRON2_DATASETS is the data root) or OxfordPets"
+    )
+    parser.add_argument("--data-root", default="data", metavar="DIR", help="folder of the classification sets (data)")
     parser.add_argument("--json", metavar="FILE", help="also write the report to FILE")
     parser.add_argument("--no-files", action="store_true", help="do not open images and label maps")
     parser.add_argument("--examples", type=int, default=3, help="messages per kind of problem (default: 3)")
@@ -56,8 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             importlib.import_module(module)
         except ImportError as error:
             raise InputError(f"--import {module}: {error}") from error
-    register_own_datasets()
-    report = check_dataset(args.name, with_files=not args.no_files, examples=args.examples, workers=args.workers)
+    if is_classification_set(args.name):
+        report = Report(args.name, args.examples)
+        check_classification(report, Path(args.data_root), with_files=not args.no_files, workers=args.workers)
+    else:
+        register_own_datasets()
+        report = check_dataset(args.name, with_files=not args.no_files, examples=args.examples, workers=args.workers)
     print(report.as_text())
     if args.json:
         write_json(args.json, report.as_dict())
@@ -75,7 +86,7 @@ def register_own_datasets() -> None:
 
 
 def check_dataset(name: str, *, with_files: bool = True, examples: int = 3, workers: int = 1) -> Report:
-    """Check a registered data set.
+    """Check a registered detection or segmentation data set.
 
     Args:
         with_files: open images and label maps.
@@ -89,7 +100,10 @@ def check_dataset(name: str, *, with_files: bool = True, examples: int = 3, work
     if name not in DatasetCatalog.list():
         names = sorted(DatasetCatalog.list())
         shown = ", ".join(names[:_MANY_NAMES]) + (", ..." if len(names) > _MANY_NAMES else "")
-        raise InputError(f"no data set {name!r}; registered are {shown}; --import MODULE adds those of a module")
+        raise InputError(
+            f"no data set {name!r}; registered are {shown}, and for classification {', '.join(dataset_names())}; "
+            "--import MODULE adds those of a module"
+        )
     metadata = MetadataCatalog.get(name)
     report = Report(name, examples)
     json_file = metadata.get("json_file")

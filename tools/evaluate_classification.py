@@ -3,6 +3,10 @@
     python tools/evaluate_classification.py --datasets ImageNet21K --data-root data --clip ViT-B/16 \
         --prompt output/…/prompt_learner/model-best.pth.tar --template "a photo of a {}." --template imagenet80
 
+The paper's Table 2, ten other data sets and four other domains with the paper's rows beside:
+--datasets all --data-root data --json table2.json --text table2.txt (where the data belong:
+docs/DATASETS_CLASSIFICATION.md)
+
 Any folder with one sub-folder of images per class is a data set too: --datasets ImageFolder --data-root FOLDER.
 """
 
@@ -13,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prompt_pretrain import distributed
-from prompt_pretrain.atomic_files import write_json
+from prompt_pretrain.atomic_files import atomic_writer, write_json
 from prompt_pretrain.command_line import run_command
 
 
@@ -28,14 +32,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     for flag, text in (
         ("--prompt", "file of a learned prompt"),
-        ("--template", "text with {}, a set (imagenet80, imagenet_select_7, vild) or a data set's own"),
+        ("--template", "text with {}, a set (imagenet80, imagenet_select_7, vild), own or ensemble (of each data set)"),
         ("--embeddings", "file of class embeddings, rows in the data set's label order"),
     ):
         aliases = [flag, "--templates"] if flag == "--template" else [flag]
         add(*aliases, action=_AppendSource, default=[], dest="sources", metavar="X", help=text)
     add(
-        "--datasets", "--dataset", nargs="+", required=True, metavar="NAME", help="ImageNet21K, ImageNet, ImageFolder …"
+        *("--datasets", "--dataset"),
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help="ImageNet21K, ImageFolder, OxfordPets …; cross-dataset (ten), cross-domain (four) or all of these",
     )
+    add("--skip-missing", action="store_true", help="leave out those of these sets that are not there, and say so")
     add(
         "--data-root",
         "--root",
@@ -60,6 +69,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--cache-dir", metavar="DIR", help="image features; default ~/.cache/prompt_pretrain/image_features")
     add("--per-class", action="store_true", help="also write every class's accuracy to the json")
     add("--json", metavar="FILE", help="write all numbers there")
+    add("--text", metavar="FILE", help="write the tables there")
     args = parser.parse_args(argv)
     if not args.sources:
         args.sources = [("template", "a photo of a {}.")]
@@ -85,12 +95,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from prompt_pretrain.classification.class_features import ClassFeatureSource
     from prompt_pretrain.classification.comparison import compare
     from prompt_pretrain.classification.registry import load_classification_data
+    from prompt_pretrain.classification.transfer_table import TransferTable, choose_datasets, source_name
     from prompt_pretrain.clip import load_clip
 
     device = distributed.initialize(args.device)
     if not distributed.is_main_process():
         logging.getLogger().setLevel(logging.WARNING)
     try:
+        choice = choose_datasets(args.datasets, args.data_root, skip_missing=args.skip_missing)
         sources = [ClassFeatureSource.parse(kind, value) for kind, value in args.sources]
         loaded = [
             load_classification_data(
@@ -100,10 +112,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 subsample_classes=args.subsample_classes,
                 test_only=args.split != "train",
             )
-            for name in args.datasets
+            for name in choice.names
         ]
         clip = load_clip(args.clip, weights=args.clip_weights, device=device, precision=args.precision)
         comparisons = []
+        texts = []
         for data in loaded:
             found = compare(
                 clip,
@@ -116,10 +129,28 @@ def main(argv: Sequence[str] | None = None) -> int:
                 progress=sys.stderr.isatty(),
             )
             comparisons.append(found)
+            texts.append(found.table())
             if distributed.is_main_process():
-                print(found.table())
-        if args.json and distributed.is_main_process():
-            write_json(args.json, [found.as_json(per_class=args.per_class) for found in comparisons])
+                print(texts[-1])
+        results: Any = [found.as_json(per_class=args.per_class) for found in comparisons]
+        if choice.groups:
+            table = TransferTable(
+                comparisons,
+                [source_name(source.learned_on) for source in sources],
+                choice.groups,
+                choice.missing,
+                with_paper=args.split == "test" and args.subsample_classes == "all",
+            )
+            texts.append(table.text())
+            results = {"data_sets": results, "table": table.as_json()}
+            if distributed.is_main_process():
+                print("\n" + texts[-1])
+        if distributed.is_main_process():
+            if args.json:
+                write_json(args.json, results)
+            if args.text:
+                with atomic_writer(args.text, "w") as file:
+                    file.write("\n".join(texts) + "\n")
     finally:
         distributed.shutdown()
     return 0

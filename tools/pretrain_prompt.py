@@ -1,6 +1,7 @@
-"""Pre-train a soft prompt on a large vocabulary (POMP).
+"""Pre-train a soft prompt on a large vocabulary (POMP), or train CoOp, CoCoOp, VPT, MaPLe, LASP or a linear probe.
 
     python tools/pretrain_prompt.py --config-file configs/prompt_pretrain/imagenet21k_vit_b16_ep20.yaml
+    python tools/pretrain_prompt.py --config-file configs/prompt_pretrain/baselines/maple.yaml
     torchrun --nproc-per-node 8 tools/pretrain_prompt.py --config-file … TRAINER.POMP.UPDATE_CLASS_NUM all
 
 Settings of the file are changed by KEY VALUE pairs; ``prompt_pretrain/config.py`` lists all keys. The same command
@@ -28,7 +29,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-root", "--root", metavar="DIR", help="folder of the data sets; same as DATASET.ROOT")
     parser.add_argument("--output-dir", metavar="DIR", help="folder of this run; same as OUTPUT_DIR")
     parser.add_argument("--seed", help="same as SEED")
-    parser.add_argument("--trainer", help="same as TRAINER.NAME (published option)")
+    parser.add_argument("--trainer", help="POMP, CoOp, CoCoOp, VPT, MaPLe, LASP or LinearProbe; same as TRAINER.NAME")
     parser.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
@@ -49,15 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     files = [path for path in (args.config_file, args.dataset_config_file) if path]
     cfg = load_cfg(files, [*_option_overrides(args), *args.overrides])
     # Loads torch and open_clip: after the configuration is known to be right.
+    from prompt_pretrain.baselines.setup import train
     from prompt_pretrain.pretrain import TrainingInterrupted
-    from prompt_pretrain.pretraining_setup import pretrain_prompt, select_device
+    from prompt_pretrain.pretraining_setup import select_device
 
     select_device(cfg)
     name = Path(args.config_file).stem if args.config_file else "custom"
     speaks = distributed.is_main_process()
     try:
         with ExitStack() as stack:
-            report = pretrain_prompt(cfg, config_name=name, progress=_progress_bar(stack))
+            report = train(cfg, config_name=name, progress=_progress_bar(stack))
     except TrainingInterrupted as stopped:
         if speaks:
             print(stopped, file=sys.stderr)
@@ -105,6 +107,7 @@ def _progress_bar(stack: ExitStack) -> Any:
 
 def _print_report(report: Any, cfg: Any) -> None:
     result = report.result
+    kind = "prompt" if cfg.TRAINER.NAME in ("POMP", "CoOp") else "model"
     accuracy = {"best": result.best_accuracy, "last": result.last_accuracy}
     epochs = {"best": result.best_epoch, "last": result.last_epoch}
     paths = {"best": result.best_prompt, "last": result.last_prompt}
@@ -115,9 +118,19 @@ def _print_report(report: Any, cfg: Any) -> None:
             numbers.append(f"{metrics['accuracy']:.2f} % on {report.split}")
             if cfg.TEST.PER_CLASS_RESULT:
                 numbers.append(f"{metrics['perclass_accuracy']:.2f} % mean per class")
-        print(f"{name} prompt (epoch {epochs[name]}): {paths[name]}" + "".join(f", {number}" for number in numbers))
+        print(f"{name} {kind} (epoch {epochs[name]}): {paths[name]}" + "".join(f", {number}" for number in numbers))
     chosen = str(paths["best" if cfg.TEST.FINAL_MODEL == "best_val" else "last"])
     print(f"all numbers: {report.folder / 'results.json'} and {report.folder / 'metrics.jsonl'}")
+    if cfg.TRAINER.NAME == "RPL":
+        print("next, class embeddings for a detector:")
+        command = ["python", "tools/regional_prompt.py", "embed", "--model", chosen, "--clip", cfg.MODEL.BACKBONE.NAME]
+        print("  " + shlex.join([*command, "--annotations", "lvis_v1_train.json", "--output", "regional.safetensors"]))
+        return
+    if kind == "model":
+        print("next, its accuracy on other data sets:")
+        command = ["python", "tools/evaluate_baseline.py", "--model", chosen, "--clip", cfg.MODEL.BACKBONE.NAME]
+        print("  " + shlex.join([*command, "--datasets", "NAME", "--data-root", cfg.DATASET.ROOT]))
+        return
     print("next, embeddings of any vocabulary:")
     command = ["python", "tools/export_class_embeddings.py", "--prompt", chosen, "--clip", cfg.MODEL.BACKBONE.NAME]
     print("  " + shlex.join([*command, "--vocabulary", "lvis_v1", "--output", "class_embeddings.safetensors"]))

@@ -93,7 +93,7 @@ def compare(
     if not len(items):
         raise InputError(f"{data.name} in {data.root} has no {split} images; choose another --split")
     # What can fail quickly goes before the images.
-    encoded = [(source.name, source.encode(clip, data.class_names)) for source in sources]
+    encoded = [(source.name, source.encode(clip, data.class_names, data.name)) for source in sources]
     cache = FeatureCache.build(
         clip,
         items,

@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -18,8 +18,10 @@ from prompt_pretrain.classification.imagenet import (
     read_imagenet21k,
     read_imagenet21k_small_classes,
 )
+from prompt_pretrain.classification.imagenet_variants import DOMAIN_SETS
 from prompt_pretrain.classification.items import ClassificationData, labels_of
 from prompt_pretrain.classification.shapeworld import read_shapeworld, read_shapeworld_novel
+from prompt_pretrain.classification.split_sets import SPLIT_SETS
 from prompt_pretrain.classification.subsets import SUBSAMPLES, hold_out, subsample
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.vocabulary import find_ties
@@ -39,18 +41,39 @@ class Reader(Protocol):
 class _Entry:
     read: Reader
     keep_val: bool  # few-shot sampling leaves the validation images alone
+    for_testing: bool  # has no training images of its own
 
 
 _ENTRIES: dict[str, _Entry] = {}
+_ALIASES: dict[str, str] = {}
 
 
-def register_dataset(name: str, read: Reader, *, keep_val: bool = False) -> None:
+def register_dataset(
+    name: str, read: Reader, *, keep_val: bool = False, for_testing: bool = False, aliases: Sequence[str] = ()
+) -> None:
     """Make ``load_classification_data(name, ...)`` use ``read(root, names_file, test_only=...)``.
 
     Args:
         keep_val: few-shot sampling takes all validation images, as for the ImageNet sets.
+        for_testing: its training list is that of the test images, in which classes may be absent.
+        aliases: other names of the data set.
     """
-    _ENTRIES[name] = _Entry(read, keep_val)
+    _ENTRIES[name] = _Entry(read, keep_val, for_testing)
+    _ALIASES.update(dict.fromkeys(aliases, name))
+
+
+def registered_name(name: str) -> str:
+    """The registered name of a data set that may be called by an alias.
+
+    Raises:
+        InputError: no data set is called so.
+    """
+    name = _ALIASES.get(name, name)
+    if name not in _ENTRIES:
+        nearest = difflib.get_close_matches(name, _ENTRIES, n=1, cutoff=0.5)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"expected one of {', '.join(_ENTRIES)}"
+        raise InputError(f"unknown data set {name!r} in DATASET.NAME; {hint}")
+    return name
 
 
 def dataset_names() -> tuple[str, ...]:
@@ -74,7 +97,7 @@ def load_classification_data(
     All processes of a distributed run must call this together: the first one reads and saves, the others follow.
 
     Args:
-        name: see :func:`dataset_names`.
+        name: see :func:`dataset_names`; the names of the published config files are aliases.
         root: ``DATASET.ROOT``, the folder with the data set's own folder; of ``ImageFolder`` that folder itself.
         num_shots: training images per class, -1 for all. The subset is saved in ``split_fewshot`` beside the data.
         seed: of the few-shot subset and of the held-out images.
@@ -86,11 +109,7 @@ def load_classification_data(
     Raises:
         InputError: an unknown name or a data set that is missing, incomplete or contradicts itself.
     """
-    entry = _ENTRIES.get(name)
-    if entry is None:
-        nearest = difflib.get_close_matches(name, _ENTRIES, n=1, cutoff=0.5)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"expected one of {', '.join(_ENTRIES)}"
-        raise InputError(f"unknown data set {name!r} in DATASET.NAME; {hint}")
+    entry = _ENTRIES[registered_name(name)]
     if num_shots == 0 or num_shots < -1:
         raise InputError(f"DATASET.NUM_SHOTS must be at least 1, or -1 for all images; got {num_shots}")
     if subsample_classes not in SUBSAMPLES:
@@ -113,7 +132,7 @@ def load_classification_data(
 
 def _sample(data: ClassificationData, entry: _Entry, num_shots: int, seed: int, held_out: int) -> ClassificationData:
     without = [name for name, count in zip(data.class_names, data.class_counts, strict=True) if not count]
-    if without:
+    if without and not entry.for_testing:
         raise InputError(f"class {without[0]!r} of {data.name} in {data.root} has no training images; add some")
     full = data.train
     if num_shots > 0:
@@ -175,9 +194,30 @@ def _report(data: ClassificationData) -> None:
         )
 
 
-register_dataset("ImageNet21K", read_imagenet21k, keep_val=True)
+# Aliases are the names of the published config files.
+register_dataset("ImageNet21K", read_imagenet21k, keep_val=True, aliases=("imagenet_21k",))
 register_dataset("ImageNet21KSmallClasses", read_imagenet21k_small_classes, keep_val=True)
-register_dataset("ImageNet", read_imagenet, keep_val=True)
+register_dataset("ImageNet", read_imagenet, keep_val=True, aliases=("imagenet",))
 register_dataset("ImageFolder", read_image_folder)
 register_dataset("ShapeWorld", read_shapeworld)
 register_dataset("ShapeWorldNovel", read_shapeworld_novel)
+for _name, _aliases in (
+    ("Caltech101", ("caltech101",)),
+    ("OxfordPets", ("oxford_pets",)),
+    ("StanfordCars", ("stanford_cars",)),
+    ("OxfordFlowers", ("oxford_flowers", "Flowers102")),
+    ("Food101", ("food101",)),
+    ("FGVCAircraft", ("fgvc_aircraft",)),
+    ("SUN397", ("sun397",)),
+    ("DescribableTextures", ("dtd", "DTD")),
+    ("EuroSAT", ("eurosat",)),
+    ("UCF101", ("ucf101",)),
+):
+    register_dataset(_name, SPLIT_SETS[_name].read, aliases=_aliases)
+for _name, _aliases in (
+    ("ImageNetV2", ("imagenetv2",)),
+    ("ImageNetSketch", ("imagenet_sketch",)),
+    ("ImageNetA", ("imagenet_a",)),
+    ("ImageNetR", ("imagenet_r",)),
+):
+    register_dataset(_name, DOMAIN_SETS[_name].read, keep_val=True, for_testing=True, aliases=_aliases)

@@ -17,6 +17,7 @@ INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
     "nearest": Image.Resampling.NEAREST,
 }
+_CROP_SCALE = (0.08, 1.0)
 TRAIN_TRANSFORMS = ("random_resized_crop", "random_flip", "randaugment2", "normalize")
 
 Step = Callable[[Image.Image, torch.Generator], Image.Image]
@@ -65,6 +66,7 @@ def train_transform(
     std: Sequence[float],
     randaugment_n: int = 2,
     interpolation: str = "bicubic",
+    crop_scale: tuple[float, float] = _CROP_SCALE,
 ) -> ImageTransform:
     """The training transform made of the steps in ``names``, always in the published order.
 
@@ -74,6 +76,7 @@ def train_transform(
     Args:
         names: ``INPUT.TRANSFORMS``, any of ``TRAIN_TRANSFORMS``.
         randaugment_n: operations that randaugment2 draws per image.
+        crop_scale: ``INPUT.CROP_SCALE``, shares of the area that random_resized_crop takes.
 
     Raises:
         InputError: an unknown name or interpolation, or a size below 1.
@@ -84,7 +87,8 @@ def train_transform(
             raise InputError(f"unknown entry {name!r} in INPUT.TRANSFORMS{_hint(name, TRAIN_TRANSFORMS)}")
     resample = _check(size, interpolation)
     crop = "random_resized_crop" in names
-    steps: list[Step] = [RandomResizedCrop(size, resample) if crop else ResizeExactly(size, resample)]
+    scale = (crop_scale[0], crop_scale[1])  # YAML gives lists
+    steps: list[Step] = [RandomResizedCrop(size, resample, scale) if crop else ResizeExactly(size, resample)]
     if "random_flip" in names:
         steps.append(random_flip)
     if "randaugment2" in names:
@@ -93,7 +97,8 @@ def train_transform(
     used = [name for name in TRAIN_TRANSFORMS if name in names]
     if "randaugment2" in used:
         used[used.index("randaugment2")] = f"randaugment2({randaugment_n})"
-    key = _key("train1", used, size, interpolation, mean if normalised else None, std if normalised else None)
+    if crop and scale != _CROP_SCALE:
+        used[used.index("random_resized_crop")] = f"random_resized_crop({scale[0]:g},{scale[1]:g})"
     random = any(name != "normalize" for name in names)
     used_mean, used_std = (mean, std) if normalised else (None, None)
     key = _key("train1", used, size, interpolation, used_mean, used_std)
@@ -114,13 +119,13 @@ def eval_transform(
 
 
 class RandomResizedCrop:
-    """A random part of the image (8 to 100 % of its area, aspect ratio 3/4 to 4/3), resized to a square."""
+    """A random part of the image (by default 8 to 100 % of its area, aspect ratio 3/4 to 4/3), resized to a square."""
 
     def __init__(
         self,
         size: int,
         resample: Image.Resampling,
-        scale: tuple[float, float] = (0.08, 1.0),
+        scale: tuple[float, float] = _CROP_SCALE,
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
     ) -> None:
         self.size, self.resample, self.scale, self.ratio = size, resample, scale, ratio

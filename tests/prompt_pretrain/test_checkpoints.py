@@ -58,7 +58,7 @@ def test_a_state_of_another_version_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("prompt_pretrain.checkpoints._FORMAT", 0)
     CheckpointFolder(tmp_path).save(state(1), 1)
     monkeypatch.undo()
-    with pytest.raises(InputError, match=r"another version \(format 0, expected 1\)"):
+    with pytest.raises(InputError, match=r"another version \(format 0, expected 2\)"):
         CheckpointFolder(tmp_path).load()
 
 

@@ -64,7 +64,7 @@ def test_published_configs_resolve_to_the_published_values(name):
     assert wanted.items() <= found.items()
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_config_loads(path):
     assert load_cfg(path).is_frozen()
 
@@ -72,6 +72,36 @@ def test_every_config_loads(path):
 def test_the_full_vocabulary_config_samples_nothing():
     cfg = load_cfg(CONFIGS / "imagenet21k_vit_b16_ep20_full.yaml")
     assert cfg.TRAINER.POMP.UPDATE_CLASS_NUM == "all" and parse_bytes(cfg.MEMORY_BUDGET) == 8_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("file", "trainer", "wanted"),
+    [
+        ("coop", "COOP", {"N_CTX": 16, "MAX_EPOCH": 50, "LR": 0.002, "BATCH_SIZE": 32}),
+        ("coop_cross_dataset", "COOP", {"N_CTX": 4, "MAX_EPOCH": 50}),
+        ("cocoop", "COCOOP", {"N_CTX": 4, "CTX_INIT": "a photo of a", "MAX_EPOCH": 10, "LR": 0.002, "BATCH_SIZE": 1}),
+        ("vpt_deep", "VPT", {"N_CTX_VISION": 8, "PROMPT_DEPTH_VISION": 12, "LR": 0.0025, "MAX_EPOCH": 5}),
+        ("vpt_shallow", "VPT", {"PROMPT_DEPTH_VISION": 1, "BATCH_SIZE": 4}),
+        ("maple", "MAPLE", {"N_CTX": 2, "PROMPT_DEPTH": 9, "LR": 0.0035, "MAX_EPOCH": 5, "BATCH_SIZE": 4}),
+        ("maple_cross_dataset", "MAPLE", {"PROMPT_DEPTH": 3, "LR": 0.0026, "MAX_EPOCH": 2}),
+        ("linear_probe", "LINEAR_PROBE", {"LR": 0.2, "WARMUP_CONS_LR": 0.001, "MAX_EPOCH": 20, "BATCH_SIZE": 32}),
+    ],
+)
+def test_the_baselines_have_the_published_settings(file, trainer, wanted):
+    cfg = load_cfg([CONFIGS / "baselines" / f"{file}.yaml", CONFIGS / "datasets" / "imagenet.yaml"])
+    found = {**cfg.OPTIM, **cfg.DATALOADER.TRAIN_X, **cfg.TRAINER[trainer]}
+    assert wanted.items() <= found.items()
+    assert (cfg.DATASET.NAME, cfg.DATASET.NUM_SHOTS, cfg.TEST.SELECTION) == ("ImageNet", 16, "last")
+
+
+@pytest.mark.parametrize(("file", "text_width"), [("l14", 768), ("h14", 1024)])
+def test_larger_clips_exist_under_the_names_of_their_configs(file, text_width):
+    import open_clip
+
+    name = load_cfg(CONFIGS / f"imagenet21k_vit_{file}_ep20_randaug2.yaml").MODEL.BACKBONE.NAME
+    architecture, tag = (name.replace("/", "-") + "-quickgelu", "openai") if file == "l14" else name.split("/")
+    assert tag in open_clip.list_pretrained_tags_by_model(architecture)
+    assert open_clip.get_model_config(architecture)["text_cfg"]["width"] == text_width
 
 
 def test_published_defaults():

@@ -2,7 +2,7 @@ import open_clip
 import pytest
 
 from prompt_pretrain.errors import InputError
-from prompt_pretrain.templates import load_templates
+from prompt_pretrain.templates import load_templates, templates_of
 
 
 def test_sets_are_the_published_ones():
@@ -27,3 +27,13 @@ def test_free_text_needs_one_place_for_the_name():
         load_templates("{} and {}")
     with pytest.raises(InputError, match=r"unknown template 'imagnet80'; write \{\} .*nearest: imagenet80"):
         load_templates("imagnet80")
+
+
+def test_templates_that_differ_between_data_sets():
+    assert templates_of("own", "EuroSAT") == ("a centered satellite photo of {}.",)
+    assert templates_of("own", "ImageFolder") == ("a photo of a {}.",)
+    seven = load_templates("imagenet_select_7")
+    assert templates_of("ensemble", "Food101") == (*seven, "a photo of {}, a type of food.")
+    assert templates_of("ensemble", "ImageNetSketch") == seven
+    with pytest.raises(InputError, match="unknown templates per data set 'best'; choose one of own, ensemble"):
+        templates_of("best", "Food101")

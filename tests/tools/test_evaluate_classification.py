@@ -7,6 +7,7 @@ from PIL import Image
 
 from prompt_pretrain.command_line import run_command
 from prompt_pretrain.prompt import SoftPrompt, save_prompt
+from tests.classification_recipes import write_all
 from tools.evaluate_classification import main
 
 CONFIG = {
@@ -90,3 +91,43 @@ def test_a_prompt_of_another_clip_is_named(world, tmp_path, capsys):
     torch.save({"state_dict": {"ctx": torch.zeros(4, 8)}}, tmp_path / "other.pth")
     assert run_command(main, arguments(world, "--prompt", str(tmp_path / "other.pth"))) == 2
     assert "width 8" in capsys.readouterr().err
+
+
+def test_all_data_sets_give_the_papers_table(world, tmp_path, capsys):
+    write_all(tmp_path / "data")
+    prompt = SoftPrompt.random(4, 32, seed=1)
+    prompt.metadata["dataset"] = "ImageNet21K"
+    save_prompt(tmp_path / "pomp.pth", prompt)
+    command = [
+        *arguments(world, "--datasets", "all", "--data-root", str(tmp_path / "data")),
+        *("--prompt", f"POMP={tmp_path / 'pomp.pth'}", "--template", "own", "--template", "ensemble"),
+        *("--json", str(tmp_path / "t.json"), "--text", str(tmp_path / "t.txt")),
+    ]
+    assert run_command(main, command) == 0
+    printed = capsys.readouterr().out
+    assert (tmp_path / "t.txt").read_text() in printed.replace("\n\ncross-dataset", "\ncross-dataset", 1)
+    lines = printed[printed.index("cross-dataset, top-1") :].splitlines()
+    assert [line.split("  ")[0] for line in lines[2:6]] == [
+        *("ours: POMP", "ours: own templates", "ours: ensemble templates", "paper: hard prompt")
+    ]
+    assert lines[2].split()[2] == "ImageNet-21K"
+    content = json.loads((tmp_path / "t.json").read_text())
+    assert [one["data_set"] for one in content["data_sets"]] == [
+        name for group in content["table"]["groups"].values() for name in group
+    ]
+    for index, row in enumerate(content["table"]["ours"]):
+        metrics = {one["data_set"]: one["results"][index]["metrics"] for one in content["data_sets"]}
+        for metric in ("accuracy", "perclass_accuracy"):
+            assert row[metric] == {name: values[metric] for name, values in metrics.items()}
+
+
+def test_missing_data_sets_stop_the_table_or_are_listed_in_it(world, tmp_path, capsys):
+    write_all(tmp_path / "data")
+    (tmp_path / "data/imagenet-rendition/imagenet-r").rename(tmp_path / "elsewhere")
+    command = arguments(world, "--datasets", "cross-domain", "--data-root", str(tmp_path / "data"))
+    assert run_command(main, command) == 2
+    assert "1 of 4 data sets are not there: ImageNetR (" in capsys.readouterr().err
+    assert run_command(main, [*command, "--skip-missing"]) == 0
+    printed = capsys.readouterr().out
+    assert "avg of 3" in printed
+    assert f"missing: ImageNetR, expected in {tmp_path}/data/imagenet-rendition/imagenet-r" in printed
