@@ -77,7 +77,8 @@ def load(
         _load_weights(model, path)
         # Class embeddings of another number of classes are not loaded; random ones would detect nothing but noise.
         knows_classes = knows_classes or not torch.equal(random, _stored_classifier(model))
-    detector = Detector(cfg, model, _training_names(cfg) if knows_classes else ())
+    names = (_training_names(cfg) or _numbered(cfg.MODEL.ROI_HEADS.NUM_CLASSES)) if knows_classes else ()
+    detector = Detector(cfg, model, names)
     return detector if embeddings is None else detector.set_classes(embeddings)
 
 
@@ -146,7 +147,7 @@ class Detector(Predictor[DetectionResult]):
             classes = embed_names(classes, names)
         classes.check(width=head.ZEROSHOT_WEIGHT_DIM)
         reset_cls_test(self.model, classes.embeddings.t().contiguous().to(self.device), len(classes))
-        self.class_names = classes.class_names or tuple(f"class {number}" for number in range(len(classes)))
+        self.class_names = classes.class_names or _numbered(len(classes))
         return self
 
     def predict(
@@ -237,7 +238,7 @@ def _configured_embeddings(cfg: CfgNode) -> ClassEmbeddings | None:
         return None
     embeddings = ClassEmbeddings.load(head.ZEROSHOT_WEIGHT_PATH)
     names = _training_names(cfg)
-    return embed_names(embeddings, names) if len(names) == len(embeddings) else embeddings
+    return embed_names(embeddings, names) if names and not embeddings.class_names else embeddings
 
 
 def _load_weights(model: nn.Module, path: str) -> None:
@@ -255,12 +256,16 @@ def _stored_classifier(model: nn.Module) -> Tensor:
 
 
 def _training_names(cfg: CfgNode) -> tuple[str, ...]:
-    """Class names of the training set if there are as many as the model has classes."""
+    """Class names of the training set if they are known and as many as the model has classes, else none."""
     for name in cfg.DATASETS.TRAIN[:1]:
         names = MetadataCatalog.get(name).get("thing_classes") or ()
         if len(names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES:
             return tuple(names)
-    return tuple(f"class {number}" for number in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES))
+    return ()
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    return tuple(f"class {number}" for number in range(count))
 
 
 def _test_augmentation(cfg: CfgNode) -> T.Augmentation:

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from detection.box_predictor import NO_CLASSIFIER, DeticFastRCNNOutputLayers
 from detection.image_losses import ClassifierInfo
+from detection.linear_scores import EqualWeights
 from detection.shared_masks import masks_of_distinct_boxes
 from detection.vocabulary_inference import LinearScores, detect
 from detection.weak_proposals import top_proposals
@@ -15,11 +17,13 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads.cascade_rcnn import CascadeROIHeads, _ScaleGradient
+from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead, mask_rcnn_inference
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 
 __all__ = ["DeticCascadeROIHeads"]
 
+_MASKS_AT_ONCE = 16  # on the CPU: 3 MB of activations between two layers
 _WITHOUT_LOSS = ("prop", "proptag")  # boxes without classes: they train the proposal network alone
 
 
@@ -63,6 +67,7 @@ class DeticCascadeROIHeads(CascadeROIHeads):
         self.mask_weight = mask_weight
         self.one_class_per_proposal = one_class_per_proposal
         self.class_agnostic_mask = class_agnostic_mask
+        self._equal_weights = EqualWeights()
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -204,7 +209,7 @@ class DeticCascadeROIHeads(CascadeROIHeads):
             stages.append(predictor.linear_scores(region_features, classifier_info[0]))
             refined = predictor.predict_boxes_from_features(region_features, proposals)
         detections, _ = detect(
-            stages,
+            self._equal_weights(stages),
             refined,
             image_sizes,
             proposal_scores=proposal_scores,
@@ -220,10 +225,22 @@ class DeticCascadeROIHeads(CascadeROIHeads):
     def _forward_mask(
         self, features: dict[str, Tensor], instances: list[Instances]
     ) -> dict[str, Tensor] | list[Instances]:
-        forward_mask = super()._forward_mask
-        if self.training or not (self.mask_on and self.class_agnostic_mask):
-            return forward_mask(features, instances)
-        return masks_of_distinct_boxes(forward_mask, features, instances)
+        if self.training or not self.mask_on:
+            return super()._forward_mask(features, instances)
+        if self.class_agnostic_mask:
+            return masks_of_distinct_boxes(self._predict_masks, features, instances)
+        return self._predict_masks(features, instances)
+
+    def _predict_masks(self, features: dict[str, Tensor], instances: list[Instances]) -> list[Instances]:
+        """Set ``pred_masks``; on the CPU some at a time, so that what passes between layers stays in its caches."""
+        own_forward = type(self.mask_head).forward is not BaseMaskRCNNHead.forward
+        if self.mask_pooler is None or own_forward or next(iter(features.values())).device.type != "cpu":
+            return super()._forward_mask(features, instances)
+        maps = [features[name] for name in self.mask_in_features]
+        pooled = self.mask_pooler(maps, [each.pred_boxes for each in instances])
+        logits = torch.cat([self.mask_head.layers(part) for part in pooled.split(_MASKS_AT_ONCE)])
+        mask_rcnn_inference(logits, instances)
+        return instances
 
     def _region_features(self, features: list[Tensor], proposals: list[Instances], stage: int) -> Tensor:
         """What the stage's predictor reads of the proposals of all images."""

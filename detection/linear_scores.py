@@ -1,12 +1,12 @@
 """Logits that are a product of region features and class columns, evaluated for some classes at a time."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-__all__ = ["Classes", "LinearScores", "log_normalisers", "mean_probabilities"]
+__all__ = ["Classes", "EqualWeights", "LinearScores", "log_normalisers", "mean_probabilities"]
 
 Classes = slice | Tensor  # of columns: a range, or (n,) ascending indices
 
@@ -63,3 +63,27 @@ def mean_probabilities(
         probs = logits.sigmoid_() if normaliser is None else logits.sub_(normaliser).exp_()
         total = probs if total is None else total.add_(probs)
     return total.div_(len(stages)) if len(stages) > 1 else total
+
+
+class EqualWeights:
+    """Gives stages of equal weights one and the same, so that work on it is done once.
+
+    The stages of a cascade hold a copy of the class embeddings each. Whether they are equal is found out once, and
+    again when one has changed: comparing costs as much as it saves.
+    """
+
+    def __init__(self) -> None:
+        self._key: list[tuple[int, int]] | None = None
+        self._equal = False
+
+    def __call__(self, stages: Sequence[LinearScores]) -> list[LinearScores]:
+        """``stages`` with the weight of the first, if all have an equal one."""
+        weights = [stage.weight for stage in stages]
+        if any(weight is None or weight.is_inference() for weight in weights):
+            return list(stages)
+        key = [(weight.data_ptr(), weight._version) for weight in weights]
+        if key != self._key:
+            first = weights[0]
+            self._equal = all(each.shape == first.shape and torch.equal(each, first) for each in weights[1:])
+            self._key = key
+        return [replace(stage, weight=weights[0]) for stage in stages] if self._equal else list(stages)

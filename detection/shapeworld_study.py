@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,23 +63,33 @@ class DetectionRun:
     eval_only: bool = False
 
 
+_BOXES_ALONE = (
+    *("WITH_IMAGE_LABELS", "False", "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
+    *("DATASETS.TRAIN", "('shapeworld_lvis_train_norare',)"),
+)
+# Half the iterations of shapeworld_detic.yaml, in which one batch in two has boxes.
+_AS_MANY_BOXES = ("SOLVER.MAX_ITER", "100")
 RUNS = (
     DetectionRun("boxes", "boxes of base classes", "shapeworld_boxsup"),
     DetectionRun("boxes_shuffled", "the same, trained with shuffled embeddings", "shapeworld_boxsup", shuffled=True),
     DetectionRun(
-        "more_boxes",
-        "second stage with boxes alone",
+        "as_many_boxes",
+        "second stage, as many batches with boxes, no image labels",
         "shapeworld_detic",
-        (
-            *("WITH_IMAGE_LABELS", "False", "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
-            *("DATASETS.TRAIN", "('shapeworld_lvis_train_norare',)"),
-        ),
+        (*_BOXES_ALONE, *_AS_MANY_BOXES),
         start="boxes",
     ),
-    DetectionRun("image_labels", "second stage with image labels", "shapeworld_detic", start="boxes"),
+    DetectionRun(
+        "more_boxes",
+        "second stage, boxes in place of image labels: as many iterations",
+        "shapeworld_detic",
+        _BOXES_ALONE,
+        start="boxes",
+    ),
+    DetectionRun("image_labels", "second stage, image labels in every other batch", "shapeworld_detic", start="boxes"),
     DetectionRun(
         "cross_boxes",
-        "boxes of base classes",
+        "second stage with boxes alone, as many iterations",
         "shapeworld_detic_cross_datasets",
         ("DATASETS.TEST", str((COCO, OBJECTS365))),
         start="more_boxes",
@@ -87,7 +97,7 @@ RUNS = (
     ),
     DetectionRun(
         "cross_image_labels",
-        "with image labels",
+        "second stage with image labels",
         "shapeworld_detic_cross_datasets",
         ("DATASETS.TEST", str((COCO, OBJECTS365))),
         start="image_labels",
@@ -133,15 +143,18 @@ class DetectionStudy:
         """
         if not seeds:
             raise InputError("no seed given; give at least one")
-        found: dict[str, list[dict[str, Any]]] = {}
+        waiting: dict[tuple[str, int], Future[dict[str, Any]]] = {}
         with ThreadPoolExecutor(jobs) as pool:
-            for stage in range(1 + max(map(_stage, RUNS))):  # what others start from comes first
-                runs = [run for run in RUNS if _stage(run) == stage]
-                pairs = [(run, seed) for run in runs for seed in seeds]
-                results = list(pool.map(lambda pair: self.result(*pair, announce), pairs))
-                for number, run in enumerate(runs):
-                    found[run.name] = results[number * len(seeds) : (number + 1) * len(seeds)]
-        return found
+
+            def after_its_start(run: DetectionRun, seed: int) -> dict[str, Any]:
+                if run.start:  # was submitted before, so it is done or at work
+                    waiting[run.start, seed].result()
+                return self.result(run, seed, announce)
+
+            for seed in seeds:
+                for run in RUNS:
+                    waiting[run.name, seed] = pool.submit(after_its_start, run, seed)
+            return {run.name: [waiting[run.name, seed].result() for seed in seeds] for run in RUNS}
 
     def result(self, run: DetectionRun, seed: int, announce: Callable[[str], None] = print) -> dict[str, Any]:
         """Metrics of one run, from its file or made now."""
@@ -239,11 +252,6 @@ class DetectionStudy:
         path = self._shuffled_file(seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         ClassEmbeddings(made.embeddings[order], made.class_names, made.clip_id, "shuffled").save(path)
-
-
-def _stage(run: DetectionRun) -> int:
-    """How many runs come before it."""
-    return 1 + _stage(_named(run.start)) if run.start else 0
 
 
 def _named(name: str) -> DetectionRun:

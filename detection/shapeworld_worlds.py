@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class DetectionWorlds:
     """
 
     lvis: SceneRecipe = field(
-        default_factory=lambda: SceneRecipe(num_classes=200, num_novel=50, train_images=4000, val_images=400)
+        default_factory=lambda: SceneRecipe(num_classes=200, num_novel=50, train_images=500, val_images=300)
     )
     coco: SceneRecipe = field(
         default_factory=lambda: SceneRecipe(num_classes=60, num_novel=60, train_images=1, val_images=250, seed=1)
@@ -81,8 +81,14 @@ def _write_category_counts(root: Path) -> None:
 
 def _write_pictures(root: Path, worlds: DetectionWorlds, workers: int, progress: Callable[[int, int], None]) -> None:
     """Pictures of one thing each in the layout of ImageNet-LVIS: labels of images, no boxes."""
-    described = {"format": _FORMAT, "kind": "image_labels", **asdict(worlds.lvis)}
-    described |= {"pictures_per_class": worlds.pictures_per_class, "picture_size": worlds.picture_size}
+    described = {
+        "format": _FORMAT,
+        "kind": "image_labels",
+        "num_classes": worlds.lvis.num_classes,
+        "num_novel": worlds.lvis.num_novel,
+        "pictures_per_class": worlds.pictures_per_class,
+        "picture_size": worlds.picture_size,
+    }
     folder = WorldFolder(root, described)
     if folder.is_finished():
         return

@@ -3,7 +3,7 @@
     python tools/shapeworld_detection.py
 
 Boxes of base classes with true and with shuffled class embeddings, a second stage with and without image labels, and
-evaluation on data sets of other formats and classes; three seeds. Some ten minutes on two idle cores. Every run is a
+evaluation on data sets of other formats and classes; three seeds. Some twenty minutes on two idle cores. Every run is a
 process of tools/train_net.py in output/shapeworld_detection/runs; an interrupted study goes on with the same command.
 """
 

@@ -149,6 +149,15 @@ def test_weights_bring_their_classes_if_there_are_as_many(detector: Detector, tm
     same(other.set_classes(NAMES).predict(picture()), expected)
 
 
+def test_the_config_that_a_run_has_written_names_its_classes(detector: Detector, tmp_path: Path) -> None:
+    ClassEmbeddings(torch.eye(64)[:3], NAMES).save(tmp_path / "e.safetensors")
+    ClassEmbeddings(torch.eye(64)[:3]).save(tmp_path / "e.npy")
+    for file, names in (("e.safetensors", NAMES), ("e.npy", ("class 0", "class 1", "class 2"))):
+        path = str(tmp_path / file)
+        overrides = [*FEW, "MODEL.ROI_BOX_HEAD.ZEROSHOT_WEIGHT_PATH", path, "MODEL.ROI_HEADS.NUM_CLASSES", 3]
+        assert load(CONFIG, "", "cpu", overrides=overrides).class_names == names
+
+
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     for given, message in (
         (("nothing",), "no config 'nothing'"),

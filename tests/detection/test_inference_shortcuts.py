@@ -6,6 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import detection.cascade_roi_heads as cascade
+from detection.linear_scores import EqualWeights, LinearScores
 from detectron2.modeling import build_model
 from tests.detection.released_models import released_config, write_embeddings
 from tests.golden_recipes import fill_by_rules
@@ -93,3 +94,21 @@ def test_masks_of_equal_boxes_are_those_of_each_detection(model, monkeypatch):
     assert any(len(each.pred_boxes.tensor.unique(dim=0)) < len(each) for each in ours)
     monkeypatch.setattr(model.roi_heads, "class_agnostic_mask", False)
     assert_same(ours, detect(model, 0.02))
+
+
+def test_masks_some_at_a_time_are_those_all_at_once(model, monkeypatch):
+    ours = detect(model, 0.02)
+    monkeypatch.setattr(cascade, "_MASKS_AT_ONCE", 3)
+    assert_same(ours, detect(model, 0.02))
+
+
+def test_stages_of_equal_embeddings_share_one_weight():
+    features, weight = torch.randn(4, 5), torch.randn(5, 7)
+    share = EqualWeights()
+    stages = [LinearScores(features + i, weight.clone(), None) for i in range(3)]
+    shared = share(stages)
+    assert all(stage.weight is stages[0].weight for stage in shared)
+    assert [stage.features is other.features for stage, other in zip(shared, stages, strict=True)] == [True] * 3
+    stages[2].weight[0, 0] += 1  # changed in place
+    assert share(stages)[2].weight is stages[2].weight
+    assert [stage.weight for stage in share([LinearScores(features, None, None)] * 2)] == [None, None]

@@ -60,7 +60,7 @@ def test_the_study_runs_once_and_reports(study: Study) -> None:
 
     text = render(study, [1, 2], results, "python tools/shapeworld_detection.py")
     assert "| boxes of base classes | 1.0 ± 0.0 | 2.0 ± 0.0 | 3.0 ± 0.0 | 6.5 ± 0.7 | 10.0 ± 0.0 |" in text
-    assert "| Objects365 | with image labels | 4.0 ± 0.0 |" in text
+    assert "| Objects365 | second stage with image labels | 4.0 ± 0.0 |" in text
     assert "6 base classes with boxes in 12 training images" in text
 
 

@@ -1,4 +1,4 @@
-"""A tiny detector, eight pictures in COCO format and a command line, for tests of training and evaluation."""
+"""A tiny detector, six pictures in COCO format and a command line, for tests of training and evaluation."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ MODEL:
   ROI_BOX_HEAD: {{FC_DIM: 16}}
   ROI_MASK_HEAD: {{CONV_DIM: 8}}
   CENTERNET: {{POST_NMS_TOPK_TRAIN: 20, POST_NMS_TOPK_TEST: 10}}
-INPUT: {{TRAIN_SIZE: 64, MIN_SIZE_TEST: 64}}
+INPUT: {{TRAIN_SIZE: 32, MIN_SIZE_TEST: 32}}
 SOLVER: {{IMS_PER_BATCH: 2, MAX_ITER: 4, CHECKPOINT_PERIOD: 2, WARMUP_ITERS: 2}}
 DATALOADER: {{NUM_WORKERS: 0}}
 SEED: 3
@@ -29,10 +29,10 @@ SEED: 3
 
 
 def write_pictures(folder: Path, class_names: tuple[str, ...] = CLASS_NAMES) -> Path:
-    """A COCO json with eight pictures of one box each beside it."""
+    """A COCO json with six pictures of one box each beside it."""
     rng = np.random.default_rng(0)
     images, annotations = [], []
-    for number in range(1, 9):
+    for number in range(1, 7):
         width, height = (64, 48) if number % 2 else (48, 64)
         x, y = (int(value) for value in rng.integers(0, 20, 2))
         picture = rng.integers(0, 60, (height, width, 3), dtype=np.uint8)

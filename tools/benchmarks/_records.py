@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -57,13 +57,30 @@ def report(records: list[Record], path: str | None) -> None:
 
 def best_seconds(run: Callable[[], object], repeats: int, device: str = "cpu") -> float:
     """Shortest of ``repeats`` timings of ``run`` after one that is not counted."""
-    times = []
-    for _ in range(repeats + 1):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        run()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+    return min([timed(run, device) for _ in range(repeats + 1)][1:])
+
+
+def fastest(
+    runs: Sequence[Callable[[], object]], seconds: float, device: str = "cpu", *, at_least: int = 3
+) -> list[float]:
+    """Shortest time of each run, in seconds, of the rounds that fit into ``seconds``, ``at_least`` so many.
+
+    They take turns, so that all meet the same load of the machine.
+    """
+    times: list[list[float]] = [[] for _ in runs]
+    end = time.perf_counter() + seconds
+    while len(times[0]) < at_least or time.perf_counter() < end:
+        for run, own in zip(runs, times, strict=True):
+            own.append(timed(run, device))
+    return [min(own) for own in times]
+
+
+def timed(run: Callable[[], object], device: str = "cpu") -> float:
+    """Seconds of one run, what it started on the device included."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

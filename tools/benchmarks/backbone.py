@@ -7,11 +7,9 @@ torchvision's, and how far the outputs differ. Above 1 is faster than torchvisio
 """
 
 import sys
-import time
-from collections.abc import Callable
 
 import torch
-from _records import Record, parse_arguments, report
+from _records import Record, fastest, parse_arguments, report
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
@@ -33,8 +31,8 @@ def main() -> int:
 
     with torch.no_grad():
         difference = largest_difference(ours(images), theirs(images))
-        inference = fastest(lambda: ours(images), lambda: theirs(images), seconds, options.device)
-    training = fastest(lambda: step(ours, images), lambda: step(theirs, images), seconds, options.device)
+        inference = fastest([lambda: ours(images), lambda: theirs(images)], seconds, options.device)
+    training = fastest([lambda: step(ours, images), lambda: step(theirs, images)], seconds, options.device)
     records = [Record("detectron2/resnet50_fpn_max_difference", difference, "relative")]
     for name, (value, reference) in (("resnet50_fpn", inference), ("resnet50_fpn_training", training)):
         ratio = reference / value
@@ -79,33 +77,6 @@ def step(model: nn.Module, images: Tensor) -> None:
     """Forward and backward of one training step."""
     model.zero_grad()
     sum(output.mean() for output in model(images).values()).backward()
-
-
-def fastest(
-    ours: Callable[[], object], theirs: Callable[[], object], seconds: float, device: str
-) -> tuple[float, float]:
-    """Shortest time of each, in seconds, of the runs that fit into ``seconds``, at least three.
-
-    They take turns, so that both meet the same load of the machine.
-    """
-    for run in (ours, theirs):
-        timed(run, device)  # warm-up
-    times: tuple[list[float], list[float]] = [], []
-    end = time.perf_counter() + seconds
-    while len(times[0]) < 3 or time.perf_counter() < end:
-        times[0].append(timed(ours, device))
-        times[1].append(timed(theirs, device))
-    return min(times[0]), min(times[1])
-
-
-def timed(run: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

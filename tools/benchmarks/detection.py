@@ -1,0 +1,299 @@
+"""Detic R50: latency over vocabularies of any size, batches, masks, memory and the training step.
+
+    python tools/benchmarks/detection.py [--quick] [--json FILE] [--device cpu|cuda]
+
+The plain path is the published one, built from the same modules and run in turns with ours: batch norms as layers of
+their own, the scores of all classes in one matrix per stage, suppression over all of them, a mask for every detection.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import _detection_package  # noqa: F401  makes the package importable
+import torch
+from _records import Record, fastest, parse_arguments, report
+from _tensor_memory import peak_bytes
+from torch import Tensor, nn
+
+from centernet.config import add_centernet_config
+from centernet.modeling.roi_heads.custom_roi_heads import CustomCascadeROIHeads
+from detection.config import add_detic_config
+from detection.reset_classifier import box_predictors, reset_cls_test
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from detectron2.modeling.roi_heads import CascadeROIHeads
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "detection" / "BoxSup-C2_L_CLIP_R5021k_640b64_4x.yaml"
+SIZE = (480, 640)  # height, width
+SMALL, LVIS, HUGE = 80, 1203, 22047  # classes
+WIDTH = 512  # of class embeddings
+# Factors and values that give random weights features, boxes and scores of ordinary size.
+ADJUSTMENTS = {
+    "backbone.fpn_lateral": ("mul_", 0.003),
+    "bbox_pred.2": ("mul_", 0.2),
+    "centernet_head.bbox_pred.bias": ("fill_", 2.0),
+    "agn_hm.weight": ("mul_", 2.0),
+    "agn_hm.bias": ("fill_", -2.0),
+    "mask_head.predictor.weight": ("mul_", 4.0),
+}
+FEW = 20  # (region, class) pairs that pass, about, where few shall
+
+
+def main() -> int:
+    options = parse_arguments(__doc__)
+    with tempfile.TemporaryDirectory() as folder:
+        model = make_model(SMALL, Path(folder), options.device).eval()
+        records = classification_memory(model, options)
+        records += inference(model, options)
+        records += batches(model, options)
+        del model
+        records += training(Path(folder), options)
+    report(records, options.json)
+    return 0
+
+
+@torch.no_grad()
+def inference(model: nn.Module, options: argparse.Namespace) -> list[Record]:
+    """Latency of one image over three vocabularies, where few and where all scores pass the threshold."""
+    image = made_up_images(1, SIZE)
+
+    def ours(num_classes: int, all_pass: bool) -> Callable[[], object]:
+        settings = vocabulary(model, image, num_classes, all_pass)
+
+        def run() -> object:
+            use_vocabulary(model, *settings)
+            return model(image)
+
+        run()
+        return run
+
+    def plain(run: Callable[[], object]) -> Callable[[], object]:
+        with_settings = run
+
+        def plain_run() -> object:
+            with plain_path(model):
+                return with_settings()
+
+        return plain_run
+
+    few, few_huge = ours(SMALL, False), ours(HUGE, False)
+    small, plain_small, huge, plain_huge = fastest(
+        [few, plain(few), few_huge, plain(few_huge)], 0 if options.quick else 90, options.device, at_least=2
+    )
+    records = [
+        Record("detection/latency_22k_over_80", huge / small, "x"),
+        Record("detection/latency_80_ms", small * 1e3, "ms", plain_small * 1e3, plain_small / small),
+        Record("detection/latency_22k_ms", huge * 1e3, "ms", plain_huge * 1e3, plain_huge / huge),
+    ]
+    every, every_huge = ours(SMALL, True), ours(HUGE, True)
+    small, huge, plain_small = fastest(
+        [every, every_huge, plain(every)],
+        5 if options.quick else 60,
+        options.device,
+        at_least=1 if options.quick else 3,
+    )
+    records += [
+        Record("detection/all_pass_22k_over_80", huge / small, "x"),
+        Record("detection/all_pass_80_ms", small * 1e3, "ms", plain_small * 1e3, plain_small / small),
+        Record("detection/all_pass_22k_ms", huge * 1e3, "ms"),
+    ]
+    if not options.quick:
+        every_lvis = ours(LVIS, True)
+        lvis, plain_lvis = fastest([every_lvis, plain(every_lvis)], 60, options.device)
+        records.append(Record("detection/all_pass_1203_ms", lvis * 1e3, "ms", plain_lvis * 1e3, plain_lvis / lvis))
+    return records
+
+
+@torch.no_grad()
+def batches(model: nn.Module, options: argparse.Namespace) -> list[Record]:
+    """Eight images in one batch against one after the other."""
+    images = made_up_images(8, (240, 320) if options.quick else SIZE)
+    use_vocabulary(model, *vocabulary(model, images[:1], SMALL, all_pass=False))
+    single, together = fastest(
+        [lambda: [model([image]) for image in images], lambda: model(images)],
+        0 if options.quick else 60,
+        options.device,
+        at_least=1 if options.quick else 3,
+    )
+    ratio = single / together
+    return [
+        Record("detection/batch8_over_single", ratio, "x", ratio=ratio),
+        Record("detection/batch8_ms_per_image", together / 8 * 1e3, "ms", single / 8 * 1e3, ratio),
+    ]
+
+
+@torch.no_grad()
+def classification_memory(model: nn.Module, options: argparse.Namespace) -> list[Record]:
+    """Most memory in tensors at any time of one image's detection, beside the weights."""
+    image = made_up_images(1, SIZE)
+    peaks = {}
+    for num_classes in (SMALL, HUGE):
+        settings = vocabulary(model, image, num_classes, all_pass=True)
+        use_vocabulary(model, *settings)
+        heads_inputs = inputs_of_heads(model, image)
+        model.roi_heads._forward_box(*heads_inputs)
+        peaks[num_classes] = peak_bytes(lambda: model.roi_heads._forward_box(*heads_inputs)) / 2**20  # noqa: B023
+    ratio = peaks[SMALL] / peaks[HUGE]
+    return [
+        Record("detection/box_heads_peak_mb_80", peaks[SMALL], "MB"),
+        Record("detection/box_heads_peak_mb_22k", peaks[HUGE], "MB", peaks[SMALL], ratio),
+    ]
+
+
+def training(folder: Path, options: argparse.Namespace) -> list[Record]:
+    """Forward and backward over 1203 classes with the federated loss against 80 classes without it."""
+    size = (192, 256) if options.quick else SIZE
+    runs = []
+    for num_classes in (SMALL, LVIS):
+        model = make_model(num_classes, folder, options.device, federated=num_classes == LVIS).train()
+        runs.append(training_step(model, made_up_images(1, size, objects=4)))
+    small, lvis = fastest(runs, 0 if options.quick else 90, options.device, at_least=2)
+    return [
+        Record("detection/training_1203_over_80", lvis / small, "x"),
+        Record("detection/training_step_1203_ms", lvis * 1e3, "ms", small * 1e3, small / lvis),
+    ]
+
+
+def training_step(model: nn.Module, inputs: list[dict[str, Any]]) -> Callable[[], None]:
+    def step() -> None:
+        model.zero_grad()
+        with EventStorage():
+            sum(model(inputs).values()).backward()
+
+    return step
+
+
+@contextmanager
+def plain_path(model: nn.Module) -> Iterator[None]:
+    """While this lasts, the model works as published."""
+    heads, bottom_up = model.roi_heads, model.backbone.bottom_up
+    folded = bottom_up._inference
+    bottom_up._inference = lambda network, images: network(images)
+    heads._forward_box = lambda features, proposals, **_: CustomCascadeROIHeads._forward_box(heads, features, proposals)
+    heads._forward_mask = lambda features, instances: CascadeROIHeads._forward_mask(heads, features, instances)
+    try:
+        yield
+    finally:
+        bottom_up._inference = folded
+        del heads._forward_box, heads._forward_mask
+
+
+def make_model(num_classes: int, folder: Path, device: str, *, federated: bool = False) -> nn.Module:
+    """Detic R50 with random weights."""
+    counts = folder / f"{num_classes}.json"
+    counts.write_text(json.dumps([{"id": i + 1, "image_count": i % 300 + 1} for i in range(num_classes)]))
+    cfg = config(
+        {
+            "MODEL.DEVICE": device,
+            "MODEL.ROI_HEADS.NUM_CLASSES": num_classes,
+            "MODEL.ROI_BOX_HEAD.ZEROSHOT_WEIGHT_PATH": "rand",
+            "MODEL.ROI_BOX_HEAD.USE_BIAS": -1.0,
+            "MODEL.ROI_BOX_HEAD.CAT_FREQ_PATH": str(counts),
+            "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": federated,
+            "FP16": False,
+        }
+    )
+    model = build_model(cfg)
+    fill(model)
+    reset_cls_test(model, made_up_classes(num_classes).to(device), num_classes)
+    return model
+
+
+def config(settings: Mapping[str, Any]) -> CfgNode:
+    cfg = get_cfg()
+    add_centernet_config(cfg)
+    add_detic_config(cfg)
+    cfg.merge_from_file(str(CONFIG))
+    cfg.merge_from_list([part for setting in settings.items() for part in setting])
+    return cfg
+
+
+@torch.no_grad()
+def fill(model: nn.Module) -> None:
+    """Random weights that keep activations at unit scale."""
+    generator = torch.Generator().manual_seed(0)
+    for name, entry in model.state_dict().items():
+        if entry.dim() > 1 and not name.endswith("zs_weight"):
+            values = torch.randn(entry.shape, generator=generator) * (2 / entry[0].numel()) ** 0.5
+            entry.copy_(values)
+        for part, (operation, number) in ADJUSTMENTS.items():
+            if part in name and entry.is_floating_point():
+                getattr(entry, operation)(number)
+
+
+def made_up_classes(num_classes: int) -> Tensor:
+    """(D, C) random directions."""
+    return torch.randn(WIDTH, num_classes, generator=torch.Generator().manual_seed(num_classes))
+
+
+def made_up_images(count: int, size: tuple[int, int], objects: int = 0) -> list[dict[str, Any]]:
+    """Inputs of the model: noise over tiles, and as many made-up objects."""
+    generator = torch.Generator().manual_seed(1)
+    height, width = size
+    inputs = []
+    for _ in range(count):
+        tiles = torch.rand(1, 3, height // 16, width // 16, generator=generator)
+        coarse = nn.functional.interpolate(tiles, size=size)[0]
+        image = 255 * (0.75 * coarse + 0.25 * torch.rand(3, height, width, generator=generator))
+        entry: dict[str, Any] = {"image": image, "height": height, "width": width}
+        if objects:
+            corner = torch.rand(objects, 2, generator=generator) * 0.5
+            shares = torch.cat([corner, corner + 0.1 + 0.4 * torch.rand(objects, 2, generator=generator)], dim=1)
+            boxes = shares * torch.tensor([width, height, width, height])
+            masks = torch.zeros(objects, height, width, dtype=torch.bool)
+            for mask, (x0, y0, x1, y1) in zip(masks, boxes.int().tolist(), strict=True):
+                mask[y0:y1, x0:x1] = True
+            entry["instances"] = Instances(size)
+            entry["instances"].gt_boxes = Boxes(boxes)
+            entry["instances"].gt_classes = torch.arange(objects)
+            entry["instances"].gt_masks = BitMasks(masks)
+        inputs.append(entry)
+    return inputs
+
+
+def vocabulary(
+    model: nn.Module, image: list[dict[str, Any]], num_classes: int, all_pass: bool
+) -> tuple[list[Tensor], int, float]:
+    """Classifier columns, number of classes, and the bias with which all scores pass, or about `FEW`."""
+    reset_cls_test(model, made_up_classes(num_classes).to(model.device), num_classes)
+    columns = [predictor.cls_score.zs_weight for predictor in box_predictors(model)]
+    if all_pass:
+        return columns, num_classes, 5.0
+    features, proposals = inputs_of_heads(model, image)
+    heads, predictor = model.roi_heads, box_predictors(model)[0]
+    regions = heads._region_features([features[name] for name in heads.box_in_features], proposals, 0)
+    logits = predictor.cls_score.region_features(regions.flatten(1)) @ columns[0][:, :-1]
+    scores = torch.cat([each.scores for each in proposals])[:, None]
+    needed = torch.logit((3 * predictor.test_score_thresh**2 / scores).clamp(max=0.99))  # in one of three stages
+    # What a bias must add for the best pairs to pass.
+    gaps = (needed - logits).flatten().topk(FEW, largest=False).values
+    return columns, num_classes, gaps[-1].item()
+
+
+@torch.no_grad()
+def use_vocabulary(model: nn.Module, columns: Sequence[Tensor], num_classes: int, bias: float) -> None:
+    """Make the model detect these classes."""
+    for predictor, weight in zip(box_predictors(model), columns, strict=True):
+        predictor.cls_score.set_weight(weight)
+        predictor.cls_score.cls_bias.fill_(bias)
+        predictor.num_classes = num_classes
+    model.roi_heads.num_classes = num_classes
+
+
+def inputs_of_heads(model: nn.Module, image: list[dict[str, Any]]) -> tuple[dict[str, Tensor], list[Instances]]:
+    """Feature maps and proposals."""
+    images = model.preprocess_image(image)
+    features = model.backbone(images.tensor)
+    return features, model.proposal_generator(images, features, None)[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
