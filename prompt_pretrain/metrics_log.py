@@ -57,14 +57,21 @@ def read_metrics(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
 
 
 def drop_rows_from(path: Path, iteration: int) -> None:
-    """Cut off what a run that continues at ``iteration`` will write again to detectron2's ``metrics.json``."""
+    """Cut off what a run that continues at ``iteration`` will write again to detectron2's ``metrics.json``.
+
+    In place, for a writer may have opened the file already.
+    """
     if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if _iteration_of(line) < iteration]
-    if len(kept) < len(lines):
-        with atomic_writer(path, "w") as file:
-            file.writelines(kept)
+    if len(kept) == len(lines):
+        return
+    same = next((place for place, (old, new) in enumerate(zip(lines, kept, strict=False)) if old != new), len(kept))
+    with path.open("r+b") as file:
+        file.truncate(sum(map(len, lines[:same])))
+        file.seek(0, 2)
+        file.writelines(kept[same:])
 
 
 def finite_or_none(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +82,7 @@ def finite_or_none(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _iteration_of(line: str) -> float:
+def _iteration_of(line: bytes) -> float:
     """Infinite for a line that a killed process left unfinished."""
     try:
         return json.loads(line)["iteration"]

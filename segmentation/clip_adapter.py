@@ -227,14 +227,22 @@ class MaskFormerClipAdapter(ClipAdapter):
     def _encode_regions(self, crops: Tensor) -> Tensor:
         return self.encode_image(crops, precision=self.region_precision)
 
+    @property
+    def masks_per_look(self) -> int:
+        """Number of masks from which on looking at more of them together makes each no cheaper."""
+        return 64 if self.pixel_mean.is_cuda else 8
+
+    def valid_masks(self, masks: Tensor) -> Tensor:
+        """(Q,) bool, which of the masks (Q, H, W) have a pixel."""
+        return masks.flatten(1).amax(1) > self.mask_thr
+
     def regions(self, image: Tensor, masks: Tensor) -> tuple[Any, Tensor]:
         """Normalised crops of the masks that have a pixel, and which those are (Q,) bool.
 
         The crops are one tensor (n, 3, region_size, region_size), or a list of (3, h, w) if they are not resized.
         """
-        binary = masks > self.mask_thr
-        valid = binary.flatten(1).any(1)
-        binary = binary[valid]
+        valid = self.valid_masks(masks)
+        binary = masks[valid] > self.mask_thr
         boxes = crop_boxes(binary, self.mask_expand_ratio)
         weights = masks[valid] if self.mask_matting else binary
         normalised = ((image - self.pixel_mean) / self.pixel_std)[0]

@@ -21,3 +21,6 @@ def add_config(cfg: CfgNode) -> None:
     cfg.MODEL.CLIP_ADAPTER.REGION_CLASSIFIER = "crops"
     # Folder with the regions of each image as <image stem>.npy, for ZeroShotProposalBasedSegmentor.
     cfg.MODEL.CLIP_ADAPTER.PROPOSALS = ""
+    # Label maps instead of maps of scores at test time: the same labels, in memory that does not grow with the classes,
+    # from fewer crops. Not for test-time augmentation, dense CRFs and pseudo labels, which need scores.
+    cfg.MODEL.CLIP_ADAPTER.LABELS_ONLY = False

@@ -1,6 +1,7 @@
 """Crops of masked objects, resized for CLIP, many at a time (ZSSeg, section 3.3)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["crop_boxes", "expand_boxes", "resize_crops"]
@@ -32,8 +33,8 @@ def expand_boxes(boxes: Tensor, ratio: float, limit: tuple[int, int] | None = No
 def resize_crops(image: Tensor, weights: Tensor, boxes: Tensor, side: int, outside: Tensor) -> Tensor:
     """(n, 3, side, side) crops of masks in an image, by bicubic interpolation without antialiasing.
 
-    Equal, up to rounding, to resizing ``(image · w + outside · (1 - w))[:, y1:y2, x1:x2]`` of each mask by itself. As
-    two products with interpolation matrices it needs no loop over masks.
+    Equal, up to rounding, to resizing ``(image · w + outside · (1 - w))[:, y1:y2, x1:x2]`` of each mask by itself, but
+    without a loop over masks: rows and then columns are weighed sums of four others, all of them one operation each.
 
     Args:
         image: (3, H, W) normalised image.
@@ -41,34 +42,44 @@ def resize_crops(image: Tensor, weights: Tensor, boxes: Tensor, side: int, outsi
         boxes: (n, 4) int64 (x1, y1, x2, y2).
         outside: (3,) normalised value of pixels outside of the mask.
     """
-    channels, height, width = image.shape
-    across = _interpolation(boxes[:, 0], boxes[:, 2], width, side)  # (n, side, W)
-    down = _interpolation(boxes[:, 1], boxes[:, 3], height, side)  # (n, side, H)
+    channels = len(image)
+    rows, row_weights = _taps(boxes[:, 1], boxes[:, 3], side)  # (n, side, 4)
+    columns, column_weights = _taps(boxes[:, 0], boxes[:, 2], side)
     inside = image - outside[:, None, None]
     per_chunk = max(1, _BYTES_PER_CHUNK // (4 * image.numel()))
     crops = []
-    for start in range(0, len(boxes), per_chunk):  # a bound on memory; usually one or a few rounds
+    for start in range(0, len(boxes), per_chunk):  # a bound on memory; usually a few rounds
         part = slice(start, start + per_chunk)
         masked = inside * weights[part, None].to(image.dtype)  # (m, 3, H, W)
-        rows = torch.matmul(down[part, None], masked)  # (m, 3, side, W)
-        crops.append(torch.matmul(rows, across[part, None].transpose(2, 3)))
+        shorter = _weighed_rows(masked, rows[part], row_weights[part])  # (m, 3, side, W)
+        crops.append(_weighed_rows(shorter.transpose(2, 3), columns[part], column_weights[part]).transpose(2, 3))
     if not crops:
         return image.new_zeros(0, channels, side, side)
     return torch.cat(crops) + outside[:, None, None]
 
 
-def _interpolation(start: Tensor, end: Tensor, length: int, side: int) -> Tensor:
-    """(n, side, length) matrices that resize the pixels from ``start`` to ``end`` (n,) of a line to ``side`` pixels."""
-    count = (end - start).double()
-    place = (torch.arange(side, device=start.device) + 0.5) * (count / side)[:, None] - 0.5  # (n, side)
+def _taps(start: Tensor, end: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Places and weights (n, side, 4) of the pixels that each of ``side`` pixels of a resized line is made of.
+
+    The line is that from ``start`` to ``end`` (n,), and nothing beyond it counts. In float32, as torch does it.
+    """
+    scale = (end - start).float() / side
+    place = (torch.arange(side, device=start.device) + 0.5) * scale[:, None] - 0.5  # (n, side)
     nearest = place.floor()
-    offset = (place - nearest).float()
-    matrix = torch.zeros(len(start), side, length, device=start.device)
-    for step in range(-1, 3):  # the four pixels under the kernel
-        index = (nearest.long() + step).clamp(min=0)
-        index = torch.minimum(index, (end - start - 1)[:, None]) + start[:, None]
-        matrix.scatter_add_(2, index[..., None], _cubic(offset - step)[..., None])
-    return matrix
+    steps = torch.arange(-1, 3, device=start.device)  # the four pixels under the kernel
+    index = (nearest.long()[..., None] + steps).clamp(min=0)
+    index = torch.minimum(index, (end - start - 1)[:, None, None]) + start[:, None, None]
+    return index, _cubic((place - nearest)[..., None] - steps)
+
+
+def _weighed_rows(maps: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """(m, C, side, W) sums of rows ``index`` (m, side, 4) of maps (m, C, H, W), times ``weights`` (m, side, 4)."""
+    count, channels, height, width = maps.shape
+    first = torch.arange(count * channels, device=maps.device).view(count, channels, 1, 1) * height
+    index = (index[:, None] + first).view(-1, 4)
+    weights = weights[:, None].expand(-1, channels, -1, -1).reshape(-1, 4).to(maps.dtype)
+    table = maps.reshape(-1, width)
+    return F.embedding_bag(index, table, mode="sum", per_sample_weights=weights).view(count, channels, -1, width)
 
 
 def _cubic(distance: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """Classifying masks from one pass of CLIP over the whole image instead of one pass per crop.
 
 A vision transformer reads an image into its class token. Here each mask has a copy of that token, which attends to the
-patches under its mask alone, while patches and class token do as ever; so the features of all masks cost little more
-than one image. ResNets pool their last map under each mask by the same attention that pools it as a whole.
-(The masks are those of MaskCLIP, arXiv 2208.08984; its trained refinement of the attention is left out.)
+patches under its mask alone (as in MaskCLIP, arXiv 2208.08984, without its training), and patches attend to those that
+share a mask with them, so that objects stay apart as they do in crops. The features of all masks cost little more than
+one image. ResNets pool their last map under each mask by the same attention that pools it as a whole.
 """
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,7 @@ from segmentation.clip_vision import resize_positions
 __all__ = ["MaskPoolingClipAdapter", "pool_features"]
 
 _SCALE = 2  # short side of the image that CLIP reads / side of a crop: patches must be small next to masks
+_APART = 1e-4  # weight in attention of patches that share no mask / of those that do
 _LONGEST = 4  # long side / short side at most, a bound on the cost of panoramas
 
 
@@ -30,6 +32,10 @@ class MaskPoolingClipAdapter(MaskFormerClipAdapter):
 
     With ``mask_matting`` patches count by the probability of the mask, otherwise by the share that it covers.
     """
+
+    @property
+    def masks_per_look(self) -> int:
+        return sys.maxsize
 
     @torch.no_grad()
     def classify(
@@ -82,7 +88,7 @@ def pool_features(clip: Clip, image: Tensor, weights: Tensor) -> Tensor:
     others = torch.full((count, count), -torch.inf, device=shares.device).fill_diagonal_(0)
     bias = torch.cat([shares.log(), others], dim=1).to(image.dtype)  # (n, h·w + n)
     if isinstance(visual, VisionTransformer):
-        return _pool_vit(visual, image, grid, bias)
+        return _pool_vit(visual, image, grid, bias, _keep_apart(shares).to(image.dtype))
     return _pool_resnet(visual, image, grid, bias)
 
 
@@ -100,7 +106,16 @@ def _patch_side(clip: Clip) -> int:
     return visual.patch_size[0]
 
 
-def _pool_vit(visual: VisionTransformer, image: Tensor, grid: tuple[int, int], bias: Tensor) -> Tensor:
+def _keep_apart(shares: Tensor) -> Tensor:
+    """(1 + h·w, 1 + h·w) logarithms of weights between the class token and patches from their shares (n, h·w)."""
+    bias = shares.new_zeros(1 + shares.shape[1], 1 + shares.shape[1])
+    bias[1:, 1:] = (shares.T @ shares).clamp(_APART, 1).log()
+    return bias
+
+
+def _pool_vit(
+    visual: VisionTransformer, image: Tensor, grid: tuple[int, int], bias: Tensor, between_patches: Tensor
+) -> Tensor:
     patches = visual.conv1(image).flatten(2).transpose(1, 2)  # (1, h·w, C)
     tokens = torch.cat([visual.class_embedding.to(patches.dtype).expand(1, 1, -1), patches], dim=1)
     tokens = visual.ln_pre(tokens + resize_positions(visual.positional_embedding, grid).to(tokens.dtype))
@@ -110,7 +125,7 @@ def _pool_vit(visual: VisionTransformer, image: Tensor, grid: tuple[int, int], b
         found = block.attn(around[:, -len(bias) :], around, around, attn_mask=bias, need_weights=False)[0]
         pooled = pooled + block.ls_1(found)
         pooled = pooled + block.ls_2(block.mlp(block.ln_2(pooled)))
-        tokens = block(tokens)
+        tokens = block(tokens, attn_mask=between_patches)
     features = visual.ln_post(pooled[0])
     return features if visual.proj is None else features @ visual.proj
 

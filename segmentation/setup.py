@@ -16,6 +16,7 @@ from prompt_pretrain.errors import InputError
 from prompt_pretrain.run_setup import is_missing_file, merge_settings
 from segmentation.class_embedding_hook import resolve_class_embeddings_of
 from segmentation.config import add_config
+from segmentation.custom_data import is_asked_for, register_custom_data
 
 __all__ = ["check_data_sets", "check_weights", "load_config", "setup", "take_prompt_from_weights"]
 _log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         InputError: a wrong file, key or value, an unknown data set, or class embeddings that cannot be made.
     """
     cfg = load_config(args.config_file, args.opts)
+    if is_asked_for(args):
+        register_custom_data(cfg, args)
     check_data_sets(cfg, () if args.eval_only else cfg.DATASETS.TRAIN)
     check_data_sets(cfg, cfg.DATASETS.TEST)
     resolve_class_embeddings_of(cfg)

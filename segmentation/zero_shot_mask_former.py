@@ -15,6 +15,7 @@ from prompt_pretrain.errors import InputError
 from segmentation.adapter_setup import build_mask_adapter
 from segmentation.batch_vocabulary import BatchVocabulary
 from segmentation.clip_adapter import MaskFormerClipAdapter
+from segmentation.label_inference import LabelSearch, PixelWeights, label_map
 from segmentation.zero_shot_inference import semantic_map
 
 __all__ = ["ZeroShotMaskFormer"]
@@ -36,6 +37,7 @@ class ZeroShotMaskFormer(MaskFormer):
         clip_ensemble: bool = True,
         clip_ensemble_weight: float = 0.8,
         input_format: str = "RGB",
+        labels_only: bool = False,
         **kwargs: Any,
     ) -> None:
         """As :class:`MaskFormer`.
@@ -46,6 +48,7 @@ class ZeroShotMaskFormer(MaskFormer):
             clip_ensemble: let CLIP classify crops at test time.
             clip_ensemble_weight: of the queries for seen classes and of CLIP for unseen ones; not positive: CLIP alone.
             input_format: "RGB" or "BGR", of the images.
+            labels_only: give label maps at test time instead of maps of scores.
         """
         super().__init__(**kwargs)
         self.clip_adapter = clip_adapter
@@ -55,6 +58,7 @@ class ZeroShotMaskFormer(MaskFormer):
         self.clip_ensemble = clip_ensemble
         self.clip_ensemble_weight = clip_ensemble_weight
         self.input_format = input_format
+        self.labels_only = labels_only
         self.vocabulary = BatchVocabulary()
 
     @classmethod
@@ -64,6 +68,16 @@ class ZeroShotMaskFormer(MaskFormer):
             raise InputError(
                 "MODEL.MASK_FORMER.TEST.PANOPTIC_ON is True, but ZeroShotMaskFormer has no panoptic output"
             )
+        labels_only = node.get("LABELS_ONLY", False)  # configs of others lack it
+        for key, is_on in (
+            ("TEST.AUG.ENABLED", cfg.TEST.AUG.ENABLED),
+            ("TEST.DENSE_CRF", cfg.TEST.DENSE_CRF),
+            ("PSEUDO", cfg.PSEUDO),
+        ):
+            if labels_only and is_on:
+                raise InputError(
+                    f"MODEL.CLIP_ADAPTER.LABELS_ONLY is True, but {key} needs scores; set one of the two False"
+                )
         settings = super().from_config(cfg)
         clip_adapter = build_mask_adapter(cfg, node)
         region_clip_adapter = None
@@ -81,6 +95,7 @@ class ZeroShotMaskFormer(MaskFormer):
             "clip_ensemble": node.CLIP_ENSEMBLE,
             "clip_ensemble_weight": node.CLIP_ENSEMBLE_WEIGHT,
             "input_format": cfg.INPUT.FORMAT,
+            "labels_only": labels_only,
         }
 
     @property
@@ -97,7 +112,11 @@ class ZeroShotMaskFormer(MaskFormer):
         self.vocabulary.set(class_names, seen)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """As :meth:`MaskFormer.forward`; inputs also have ``meta`` with the ``dataset_name`` of their classes."""
+        """As :meth:`MaskFormer.forward`; inputs also have ``meta`` with the ``dataset_name`` of their classes.
+
+        With ``labels_only`` images have ``labels`` (height, width), int64, instead of ``sem_seg``: those of the largest
+        scores, found without having all scores in memory and without looking at masks that cannot change them.
+        """
         class_names, seen = self.vocabulary.of(batched_inputs)
         images = self.preprocess(batched_inputs)
         outputs = self.sem_seg_head(self.backbone(images.tensor))
@@ -112,6 +131,12 @@ class ZeroShotMaskFormer(MaskFormer):
                 )
             return self.losses(outputs, [x["instances"].to(self.device) for x in batched_inputs], images)
         masks = self.image_masks(outputs["pred_masks"], images)
+        if self.labels_only:
+            found = [
+                self.label_map(logits, mask, record, class_names, seen)
+                for logits, mask, record in zip(outputs["pred_logits"], masks, batched_inputs, strict=True)
+            ]
+            return [{"labels": labels} for labels in found]
         maps = self.semantic_maps(outputs["pred_logits"], masks, batched_inputs, class_names, seen)
         return [
             {"sem_seg": sem_seg_postprocess(found, size, x.get("height", size[0]), x.get("width", size[1]))}
@@ -149,6 +174,24 @@ class ZeroShotMaskFormer(MaskFormer):
             semantic_map(*parts, seen, self.clip_ensemble_weight)
             for parts in zip(query_logits, masks, clip_logits, valid, strict=True)
         ]
+
+    def label_map(
+        self, query_logits: Tensor, masks: Tensor, record: dict[str, Any], class_names: Sequence[str], seen: Tensor
+    ) -> Tensor:
+        """(height, width) classes of one image from logits (Q, K + 1) and mask probabilities (Q, H, W)."""
+        size = (record.get("height", masks.shape[-2]), record.get("width", masks.shape[-1]))
+        weights = PixelWeights(masks, size)
+        scores = query_logits.float().softmax(-1)[:, :-1]
+        if not self.clip_ensemble:
+            return label_map(scores, weights).view(size)
+        adapter, image = self.region_clip_adapter, self._rgb(record["image"])
+        valid = adapter.valid_masks(masks)
+        search = LabelSearch(scores, weights, valid, seen.to(self.device), self.clip_ensemble_weight)
+        while len(chosen := search.next(adapter.masks_per_look)):
+            (logits,), _ = adapter.classify([image], class_names, [masks[chosen]])
+            assert logits is not None and len(logits) == len(chosen)
+            search.add(chosen, logits.float()[:, :-1].softmax(-1))
+        return search.labels().view(size)
 
     def _rgb(self, image: Tensor) -> Tensor:
         image = image.to(self.device).float()

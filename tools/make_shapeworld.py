@@ -4,9 +4,10 @@
     python tools/make_shapeworld.py --kind lvis --output datasets/shapeworld_lvis --size 320
 
 Kind imagenet21k: pictures of one thing each. The data sets "ShapeWorld" (base classes) and "ShapeWorldNovel" (unseen
-combinations) are then found with DATASET.ROOT data. Kinds coco, lvis and sem_seg: scenes of several things on two or
-three grounds, with boxes and masks, or with label maps. An interrupted run goes on with the same command; a finished
-world is left as it is.
+combinations) are then found with DATASET.ROOT data. All other kinds: scenes of several things on two or three grounds,
+with boxes and masks (coco, lvis), or with label maps, plain ones (sem_seg) or as COCO-Stuff, VOC, ADE20K and
+PASCAL-Context have them (coco_stuff, voc, ade20k, pascal_context). An interrupted run goes on with the same command; a
+finished world is left as it is.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from prompt_pretrain.errors import InputError
 _PICTURES = ("images_per_class", "val_per_class")  # options of single pictures only
 _SCENES = ("train_images", "val_images")  # options of scenes only
 _SHARED = ("num_classes", "novel_classes", "size", "seed")
+_LABEL_MAPS = ("coco_stuff", "voc", "ade20k", "pascal_context")  # formats of data sets
 _FIELDS = {"novel_classes": "num_novel"}  # options that are named unlike their field of the recipe
 
 
@@ -53,8 +55,11 @@ def _writer(kind: str, settings: dict[str, int]) -> Callable[..., None]:
 
         return partial(write_imagenet21k, recipe=Recipe(**settings))
     from prompt_pretrain.shapeworld.annotation_writers import write_coco, write_lvis, write_sem_seg
+    from prompt_pretrain.shapeworld.label_map_writers import write_label_maps
     from prompt_pretrain.shapeworld.scene_files import SceneRecipe
 
+    if kind in _LABEL_MAPS:
+        return partial(write_label_maps, kind=kind, recipe=SceneRecipe(**settings))
     writers = {"coco": write_coco, "lvis": write_lvis, "sem_seg": write_sem_seg}
     return partial(writers[kind], recipe=SceneRecipe(**settings))
 
@@ -62,7 +67,7 @@ def _writer(kind: str, settings: dict[str, int]) -> Callable[..., None]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, help="new or empty folder for the world, or an unfinished one")
-    kinds = ["imagenet21k", "coco", "lvis", "sem_seg"]
+    kinds = ["imagenet21k", "coco", "lvis", "sem_seg", *_LABEL_MAPS]
     parser.add_argument("--kind", choices=kinds, default="imagenet21k", help="layout on disk (default: imagenet21k)")
     parser.add_argument("--num-classes", type=int, help="base classes, at most 1600 (default: 1600; scenes: 80)")
     parser.add_argument("--novel-classes", type=int, help="novel classes, at most 400 (default: 400; scenes: 20)")
@@ -71,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     pictures = parser.add_argument_group("imagenet21k")
     pictures.add_argument("--images-per-class", type=int, help="mean number of training images of a class (16)")
     pictures.add_argument("--val-per-class", type=int, help="validation images of every class (5)")
-    scenes = parser.add_argument_group("coco, lvis, sem_seg")
+    scenes = parser.add_argument_group("all other kinds")
     scenes.add_argument("--train-images", type=int, help="number of training images (1000)")
     scenes.add_argument("--val-images", type=int, help="number of validation images (200)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that draw")

@@ -111,7 +111,8 @@ def convert_maps(
     counts = {folder: sum(row[i] for row in written) for i, folder in enumerate(targets)}
     names = {source.name for source in sources}
     for folder, count in counts.items():
-        print(f"wrote {folder}: {count:,} of {len(sources):,} label maps, the others show none of its classes")
+        rest = ", the others show none of its classes" if count < len(sources) else ""
+        print(f"wrote {folder}: {count:,} of {len(sources):,} label maps{rest}")
         strangers = sorted(path for path in folder.glob("*.png") if path.name not in names)
         if strangers:
             print(f"{folder} also holds {len(strangers):,} older label maps such as {strangers[0].name}; remove them")

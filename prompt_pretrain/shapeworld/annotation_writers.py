@@ -128,9 +128,7 @@ def write_sem_seg(
         )
 
     def write_annotations(folder: Path, notes: dict[str, list[Note]]) -> None:
-        write_json(folder / "classes.json", classes)
-        with atomic_writer(folder / "classes.txt", "w") as file:
-            file.writelines(f"{entry['name']}\n" for entry in classes)
+        write_class_list(folder, classes)
 
     ids = {entry["name"]: entry["id"] for entry in classes}
     maps = LabelMaps(
@@ -148,6 +146,13 @@ def sem_seg_classes(recipe: SceneRecipe) -> list[dict[str, Any]]:
     rows += [(ground, "ground", "base") for ground in GROUNDS]
     rows += [(thing.name, "thing", "novel") for thing in recipe.novel]
     return [{"id": i, "name": name, "kind": kind, "split": split} for i, (name, kind, split) in enumerate(rows)]
+
+
+def write_class_list(folder: Path, classes: Sequence[dict[str, Any]]) -> None:
+    """Write ``classes.json`` with all facts and ``classes.txt`` with the names alone."""
+    write_json(folder / "classes.json", classes)
+    with atomic_writer(folder / "classes.txt", "w") as file:
+        file.writelines(f"{entry['name']}\n" for entry in classes)
 
 
 def coco_category_id(label: int) -> int:

@@ -33,6 +33,7 @@ from prompt_pretrain.shapeworld.world_folder import (
 FORMAT = 1  # raised when the same recipe starts to give other scenes or annotations
 _BLOCK = 32  # scenes
 _MOST_IMAGES = 1_000_000
+_LONG_NAMES = {"train": "training", "val": "validation"}
 
 Progress = Callable[[int, int], None]
 Note = dict[str, Any]
@@ -95,7 +96,7 @@ class LabelMaps:
     """One set of label maps.
 
     Attributes:
-        folder: relative to the world; "{split}" stands for the split.
+        folder: relative to the world; "{split}" stands for the split, "{long}" for ADE20K's name of it.
         thing_ids: value of each label.
         ground_ids: ground and value.
         ignore: value of everything else.
@@ -112,7 +113,7 @@ class SceneLayout:
     """Which files scenes become.
 
     Attributes:
-        images: folder of the images, relative to the world; "{split}" stands for the split.
+        images: folder of the images, relative to the world; "{split}" and "{long}" as in :class:`LabelMaps`.
         label_maps: sets of label maps, possibly none.
         instances: whether the notes shall tell of each thing.
     """
@@ -166,6 +167,11 @@ def write_world(
     world.publish()
 
 
+def folder_of(root: Path, pattern: str, split: str) -> Path:
+    """The folder below ``root`` that a pattern of :class:`SceneLayout` or :class:`LabelMaps` names."""
+    return root / pattern.format(split=split, long=_LONG_NAMES[split])
+
+
 def image_id(split: str, index: int) -> int:
     """Unique over both splits and not dependent on how many images a split has."""
     return 1 + index + SCENE_SPLITS.index(split) * _MOST_IMAGES
@@ -192,10 +198,10 @@ def _draw_block(
         scene = render_scene(plan_scene(index, mix, split=split, seed=recipe.seed), recipe.size)
         number = image_id(split, index)
         stem = f"{number:012d}"
-        _write(root / layout.images.format(split=split) / f"{stem}.jpg", encode_jpeg(scene.pixels))
+        _write(folder_of(root, layout.images, split) / f"{stem}.jpg", encode_jpeg(scene.pixels))
         for maps in layout.label_maps:
             values = label_map(scene, maps.thing_ids, dict(maps.ground_ids), ignore=maps.ignore)
-            _write(root / maps.folder.format(split=split) / f"{stem}.png", encode_png(values))
+            _write(folder_of(root, maps.folder, split) / f"{stem}.png", encode_png(values))
         height, width = scene.thing_map.shape
         note: Note = {"id": number, "index": index, "name": f"{stem}.jpg", "width": width, "height": height}
         notes.append(note | {"things": describe_things(scene) if layout.instances else []})

@@ -86,17 +86,22 @@ class GeneralizedSemSegEvaluator(DatasetEvaluator):
 
         Args:
             inputs: dicts with the "file_name" of an image of the data set.
-            outputs: dicts with "sem_seg", scores (C, H, W) at the size of the label map.
+            outputs: dicts with "sem_seg", scores (C, H, W) at the size of the label map, or "labels" (H, W).
         Raises:
             InputError: other numbers of classes or pixels, or a label that is no class; names the file.
         """
         for record, output in zip(inputs, outputs, strict=True):
-            scores = output["sem_seg"]
-            if self._post_process is not None:
-                scores = self._post_process(scores, image=_rgb(record["file_name"]))
-            ground_truth = self._ground_truth[record].to(scores.device)
-            self._check_shape(record, scores, ground_truth)
-            labels = self.predict_labels(scores, ground_truth)
+            if "labels" in output:
+                labels = output["labels"]
+                ground_truth = self._ground_truth[record].to(labels.device)
+                self._check_size(record, labels, ground_truth)
+            else:
+                scores = output["sem_seg"]
+                if self._post_process is not None:
+                    scores = self._post_process(scores, image=_rgb(record["file_name"]))
+                ground_truth = self._ground_truth[record].to(scores.device)
+                self._check_shape(record, scores, ground_truth)
+                labels = self.predict_labels(scores, ground_truth)
             self._confusion.add(labels, ground_truth)
             if self._file is not None:
                 for item in self.encode(labels.cpu().numpy(), record["file_name"]):
@@ -171,10 +176,13 @@ class GeneralizedSemSegEvaluator(DatasetEvaluator):
                 f"the model scores {len(scores)} classes, data set {self._ground_truth.dataset_name} has "
                 f"{self.num_classes}; give the model this vocabulary"
             )
-        if scores.shape[1:] != ground_truth.shape:
+        self._check_size(record, scores, ground_truth)
+
+    def _check_size(self, record: dict[str, Any], found: Tensor, ground_truth: Tensor) -> None:
+        if found.shape[-2:] != ground_truth.shape:
             raise InputError(
                 f"label map {self._ground_truth.file_of(record['file_name'])} has the size (height, width) "
-                f"{tuple(ground_truth.shape)}, but {record['file_name']} was predicted with {tuple(scores.shape[1:])}"
+                f"{tuple(ground_truth.shape)}, but {record['file_name']} was predicted with {tuple(found.shape[-2:])}"
             )
 
 

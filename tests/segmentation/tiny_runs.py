@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+import segmentation  # noqa: F401  (makes detectron2 importable)
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from segmentation.data.datasets import load_binary_mask, load_sem_seg
 

@@ -2,6 +2,7 @@
 
 from segmentation.data.datasets.builtin import dataset_root, pseudo_label_root, register_segmentation_datasets
 from segmentation.data.datasets.pairs import load_binary_mask, load_sem_seg, pair_files
+from segmentation.data.datasets.shapeworld import register_shapeworld
 
 __all__ = [
     "dataset_root",
@@ -10,6 +11,8 @@ __all__ = [
     "pair_files",
     "pseudo_label_root",
     "register_segmentation_datasets",
+    "register_shapeworld",
 ]
 
 register_segmentation_datasets(dataset_root(), pseudo_label_root())
+register_shapeworld(dataset_root())
