@@ -116,11 +116,6 @@ class ClassGroups:
         return replace(self, members=tuple(moved[member] for member in self.members), class_names=class_names)
 
     @property
-    def is_trivial(self) -> bool:
-        """Whether every name is a class of its own."""
-        return self.members == tuple(range(len(self.class_names)))
-
-    @property
     def reported_names(self) -> tuple[str, ...]:
         """Class names without the background."""
         return self.class_names[:-1] if self.has_background else self.class_names
@@ -135,10 +130,10 @@ class ClassGroups:
         index = torch.tensor(self.members, device=scores.device)
         shape = (len(self.class_names), *scores.shape[1:])
         if self.aggregation == "sum":
-            found = scores.new_zeros(shape).index_add_(0, index, scores)
-        else:
-            found = scores.new_full(shape, -torch.inf).index_reduce_(0, index, scores, "amax")
-        return found.movedim(0, dim)
+            return scores.new_zeros(shape).index_add_(0, index, scores).movedim(0, dim)
+        found = scores.new_full(shape, -torch.inf)
+        index = index.view(-1, *[1] * (scores.ndim - 1)).expand_as(scores)
+        return found.scatter_reduce_(0, index, scores, "amax").movedim(0, dim)
 
 
 def read_parents(spec: str) -> dict[str, tuple[str, ...]]:
