@@ -40,7 +40,7 @@ class Answer:
 
 def table_header(task: str) -> list[str]:
     """Columns of the table of a task."""
-    return ["class", "score", "box"] if task == "detection" else ["class", "share of the picture", "pixels"]
+    return ["class", "score", "box"] if task == "detection" else ["class", "share", "pixels"]
 
 
 class DemoSession:
