@@ -8,6 +8,7 @@ from torch import Tensor
 
 from detection.box_predictor import NO_CLASSIFIER, DeticFastRCNNOutputLayers
 from detection.image_losses import ClassifierInfo
+from detection.inference_precision import run_layers
 from detection.linear_scores import EqualWeights
 from detection.shared_masks import masks_of_distinct_boxes
 from detection.vocabulary_inference import LinearScores, detect
@@ -67,6 +68,7 @@ class DeticCascadeROIHeads(CascadeROIHeads):
         self.mask_weight = mask_weight
         self.one_class_per_proposal = one_class_per_proposal
         self.class_agnostic_mask = class_agnostic_mask
+        self.inference_dtype: torch.dtype | None = None  # of the box heads' layers and the mask head
         self._equal_weights = EqualWeights()
 
     @classmethod
@@ -238,7 +240,9 @@ class DeticCascadeROIHeads(CascadeROIHeads):
             return super()._forward_mask(features, instances)
         maps = [features[name] for name in self.mask_in_features]
         pooled = self.mask_pooler(maps, [each.pred_boxes for each in instances])
-        logits = torch.cat([self.mask_head.layers(part) for part in pooled.split(_MASKS_AT_ONCE)])
+        logits = torch.cat(
+            [run_layers(self.mask_head.layers, part, self.inference_dtype) for part in pooled.split(_MASKS_AT_ONCE)]
+        )
         mask_rcnn_inference(logits, instances)
         return instances
 
@@ -248,7 +252,9 @@ class DeticCascadeROIHeads(CascadeROIHeads):
         if self.training:
             # All stages train the features they share: together as much as one head would.
             pooled = _ScaleGradient.apply(pooled, 1.0 / self.num_cascade_stages)
-        return self.box_head[stage](pooled)
+        if self.training:
+            return self.box_head[stage](pooled)
+        return run_layers(self.box_head[stage], pooled, self.inference_dtype)
 
     def _run_stage(
         self,

@@ -168,6 +168,8 @@ def _add_pomp_keys(cfg: CfgNode) -> None:
 def _add_own_keys(cfg: CfgNode) -> None:
     # The CLIP whose text tower encodes captions: a published name, open_clip NAME/TAG or a weight file.
     cfg.MODEL.CAPTION_CLIP = "ViT-B/32"
+    # Format in which backbone, box heads and mask head compute at inference: "fp32", "bf16" or "fp16".
+    cfg.MODEL.INFERENCE_PRECISION = "fp32"
     head = cfg.MODEL.ROI_BOX_HEAD
     # Classes scored at a time in inference: bounds the memory of huge vocabularies, changes no result. 0: 1024 on a
     # CPU, whose caches they should fit, and 16384 elsewhere.

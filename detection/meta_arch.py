@@ -12,6 +12,7 @@ from torch import Tensor
 from centernet.modeling.roi_heads.fed_loss import load_class_freq
 from detection.caption_encoder import CaptionEncoder, build_caption_encoder
 from detection.class_sampling import sample_classes
+from detection.inference_precision import inference_dtype, run_layers
 from detection.reset_classifier import box_predictors
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
@@ -58,6 +59,7 @@ class CustomRCNN(GeneralizedRCNN):
         num_classes: int | None = None,
         num_sample_cats: int | None = None,
         caption_encoder: CaptionEncoder | None = None,
+        inference_precision: str = "fp32",
         **kwargs: Any,
     ) -> None:
         """
@@ -71,6 +73,7 @@ class CustomRCNN(GeneralizedRCNN):
             with_caption, caption_encoder: learn from captions, encoded by this frozen tower.
             dynamic_classifier: each step compares with ``num_sample_cats`` of the ``num_classes`` classes, drawn by
                 ``freq_weight`` (C',) in box batches, from all alike in others.
+            inference_precision: "fp32", "bf16" or "fp16", of backbone, box heads and mask head at inference.
             kwargs: of `GeneralizedRCNN`.
         """
         super().__init__(**kwargs)
@@ -82,6 +85,8 @@ class CustomRCNN(GeneralizedRCNN):
         self.cap_batch_ratio = cap_batch_ratio
         self.with_caption = with_caption
         self.dynamic_classifier = dynamic_classifier
+        self.inference_dtype = inference_dtype(inference_precision)
+        self.roi_heads.inference_dtype = self.inference_dtype
         self.num_classes = num_classes
         self.num_sample_cats = num_sample_cats
         self.register_buffer("freq_weight", freq_weight, persistent=False)
@@ -114,6 +119,7 @@ class CustomRCNN(GeneralizedRCNN):
             "cap_batch_ratio": model.CAP_BATCH_RATIO,
             "with_caption": model.WITH_CAPTION,
             "dynamic_classifier": model.DYNAMIC_CLASSIFIER,
+            "inference_precision": model.INFERENCE_PRECISION,
         }
         if model.WITH_CAPTION:
             _warn_about_two_text_spaces(cfg)
@@ -125,6 +131,26 @@ class CustomRCNN(GeneralizedRCNN):
                 "num_sample_cats": model.NUM_SAMPLE_CATS,
             }
         return result
+
+    def inference(
+        self,
+        batched_inputs: Inputs,
+        detected_instances: list[Instances] | None = None,
+        do_postprocess: bool = True,
+    ) -> list[Any]:
+        """As of `GeneralizedRCNN`, with the layers in ``inference_precision``."""
+        if self.inference_dtype is None:
+            return super().inference(batched_inputs, detected_instances, do_postprocess)
+        images = self.preprocess_image(batched_inputs)
+        features = run_layers(self.backbone, images.tensor, self.inference_dtype)
+        if detected_instances is None:
+            proposals, _ = self.proposal_generator(images, features, None)
+            results, _ = self.roi_heads(images, features, proposals, None)
+        else:
+            results = self.roi_heads.forward_with_given_boxes(features, [x.to(self.device) for x in detected_instances])
+        if not do_postprocess:
+            return results
+        return GeneralizedRCNN._postprocess(results, batched_inputs, images.image_sizes)
 
     def forward(self, batched_inputs: Inputs) -> dict[str, Tensor] | list[dict[str, Instances]]:
         """Losses by name in training, `inference` otherwise.

@@ -24,7 +24,7 @@ from prompt_pretrain.feature_cache import FeatureCache
 from prompt_pretrain.pretrain import Progress
 from prompt_pretrain.pretraining_setup import PretrainReport, load_training_data, pretrain_prompt
 from prompt_pretrain.shapeworld import TINY_CLIP_NAME
-from prompt_pretrain.shapeworld.writers import NOVEL_FOLDER, Recipe, write_imagenet21k
+from prompt_pretrain.shapeworld.writers import Recipe, write_imagenet21k
 
 HARD_PROMPT = "a photo of a {}."
 ENSEMBLE = "imagenet80"
@@ -197,7 +197,7 @@ class ShapeWorldStudy:
     def test_data(self) -> ClassificationData:
         """Test images of base and novel classes, in one label space: base classes first."""
         base = load_classification_data("ShapeWorld", self.data_root, test_only=True)
-        novel = load_classification_data("ImageFolder", self.data_root / "shapeworld" / NOVEL_FOLDER, test_only=True)
+        novel = load_classification_data("ShapeWorldNovel", self.data_root, test_only=True)
         shifted = [ImageItem(item.path, item.label + base.num_classes) for item in novel.test]
         items = (*base.test, *shifted)
         return ClassificationData(

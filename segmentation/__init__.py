@@ -8,6 +8,7 @@ from typing import Any
 import third_party  # noqa: F401  (makes detectron2 and mask_former importable, so it comes first)
 from segmentation import (  # noqa: F401  (register models)
     ablations,
+    clip_backbone,
     proposal_classifier,
     zero_shot_head,
     zero_shot_mask_former,

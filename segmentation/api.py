@@ -102,7 +102,7 @@ class Segmenter(Predictor[SegmentationResult]):
     """
 
     def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
-        """Classes are those of the data set for tests, or of the one for training, if one is registered."""
+        """Classes are those of the data set for tests, or else of the one for training, if they are known."""
         self.cfg = cfg
         self.model = model
         self.class_names: tuple[str, ...] = ()
@@ -113,10 +113,10 @@ class Segmenter(Predictor[SegmentationResult]):
         self.longest_side = cfg.INPUT.MAX_SIZE_TEST
         self._resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         for name in (*cfg.DATASETS.TEST[:1], *cfg.DATASETS.TRAIN[:1]):
-            names = classes_of(name)
-            if self._adapters:
+            names = _known_classes(name)
+            if names and self._adapters:
                 self._use(names, seen_flags_of(name))
-            elif len(names) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
+            elif names and len(names) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
                 self.class_names = names
             if self.class_names:
                 break
@@ -282,9 +282,18 @@ def _seen_names(cfg: CfgNode) -> frozenset[str]:
     return frozenset(
         _folded(name)
         for data_set in cfg.DATASETS.TRAIN[:1]
+        if _known_classes(data_set)
         for name, flag in zip(classes_of(data_set), seen_flags_of(data_set), strict=True)
         if flag
     )
+
+
+def _known_classes(data_set: str) -> tuple[str, ...]:
+    """Class names of a data set; none where they are not registered, or in a file that is not there."""
+    try:
+        return classes_of(data_set)
+    except InputError:
+        return ()
 
 
 def _folded(name: str) -> str:

@@ -24,3 +24,5 @@ def add_config(cfg: CfgNode) -> None:
     # Label maps instead of maps of scores at test time: the same labels, in memory that does not grow with the classes,
     # from fewer crops. Not for test-time augmentation, dense CRFs and pseudo labels, which need scores.
     cfg.MODEL.CLIP_ADAPTER.LABELS_ONLY = False
+    # With LABELS_ONLY, the share of pixels whose labels may differ, at most, for fewer crops; 0: none.
+    cfg.MODEL.CLIP_ADAPTER.LABELS_IN_DOUBT = 0.0

@@ -10,6 +10,8 @@ from segmentation.zero_shot_inference import blend
 __all__ = ["LabelSearch", "PixelWeights", "label_map"]
 
 _SCORES_PER_CHUNK = 1 << 24  # pixels times classes that are in memory at a time
+_MANY_CLASSES = 1000  # from which on it pays to leave out those that cannot win
+_NEIGHBOURS = 128  # pixels that leave out classes together
 _SAMPLE = 4096  # pixels that tell cheaply whether all labels may be certain
 _ROUNDING = 1e-5  # relative; sums over 100 queries in float32 err by less
 
@@ -53,12 +55,25 @@ class PixelWeights:
 
 
 def label_map(scores: Tensor, weights: PixelWeights) -> Tensor:
-    """(H·W,) int64 classes of the largest sum over masks of scores (Q, K) times weights.
+    """(H·W,) int64 classes of the largest sum over masks of scores (Q, K), not negative, times weights.
 
-    The memory that it needs does not grow with the number of classes.
+    The memory that it needs does not grow with the number of classes. On a CPU, neighbouring pixels leave out classes
+    of a large vocabulary that cannot be the largest in any of them.
     """
-    parts = torch.arange(len(weights), device=weights.device).split(_pixels_per_chunk(scores))
+    everything = torch.arange(len(weights), device=weights.device)
+    if scores.device.type == "cpu" and scores.shape[1] >= _MANY_CLASSES:
+        by_class = scores.T.contiguous()
+        return torch.cat([_label_neighbours(by_class, weights.of(part)) for part in everything.split(_NEIGHBOURS)])
+    parts = everything.split(_pixels_per_chunk(scores))
     return torch.cat([(weights.of(pixels) @ scores).argmax(1) for pixels in parts])
+
+
+def _label_neighbours(by_class: Tensor, weights: Tensor) -> Tensor:
+    """(n,) classes of n pixels with weights (n, Q) and scores (K, Q) of classes."""
+    low, high = torch.aminmax(weights, dim=0)
+    most, least = by_class @ high, by_class @ low  # of every class, over these pixels
+    kept = (most >= (1 - _ROUNDING) * least.amax()).nonzero()[:, 0]
+    return kept[(weights @ by_class[kept].T).argmax(1)]
 
 
 class LabelSearch:
@@ -69,7 +84,16 @@ class LabelSearch:
     those masks together cannot lift another class over its best one. So the labels are those of looking at every mask.
     """
 
-    def __init__(self, query_scores: Tensor, weights: PixelWeights, valid: Tensor, seen: Tensor, weight: float) -> None:
+    def __init__(
+        self,
+        query_scores: Tensor,
+        weights: PixelWeights,
+        valid: Tensor,
+        seen: Tensor,
+        weight: float,
+        *,
+        doubt: float = 0.0,
+    ) -> None:
         """Start with nothing but the masks that CLIP cannot look at.
 
         Args:
@@ -79,7 +103,9 @@ class LabelSearch:
             seen: (K,) 1 for classes with training masks.
             weight: of the queries for seen classes; not positive: CLIP alone, and other masks than the valid are left
                 out.
+            doubt: share of the pixels that need not be certain. They have the best class by what was looked at.
         """
+        self._may_doubt = doubt * len(weights)
         self._query_scores, self._seen, self._weight = query_scores, seen, weight
         self._clip_alone = weight <= 0 and bool(valid.any())
         if self._clip_alone:
@@ -92,7 +118,7 @@ class LabelSearch:
         self._unsure = torch.arange(len(weights), device=weights.device)
 
     def next(self, count: int) -> Tensor:
-        """Up to ``count`` masks to look at, which may add most to the pixels in doubt; none when all are certain."""
+        """Up to ``count`` masks to look at, which may add most to the pixels in doubt; none when labels are found."""
         if self._is_certain():
             return self._unsure.new_zeros(0)
         importance = self._scores.amax(1) * self._weights.of(self._sample()).sum(0)
@@ -111,8 +137,11 @@ class LabelSearch:
         return self._labels
 
     def _is_certain(self) -> bool:
-        """Label pixels that are in doubt; True when none is left. Most rounds look at a few pixels only."""
-        if bool(self._open.any()) and not bool(self._best(self._sample())[1].all()):
+        """Label pixels that are in doubt; True when few enough are left. Rounds that settle few look at a sample."""
+        settled = 1.0
+        if bool(self._open.any()):
+            settled = float(self._best(self._sample())[1].double().mean())
+        if settled < 0.5 and (1 - settled) * len(self._unsure) > self._may_doubt:
             return False
         left = []
         for pixels in self._unsure.split(_pixels_per_chunk(self._scores)):
@@ -120,7 +149,7 @@ class LabelSearch:
             self._labels[pixels] = labels
             left.append(pixels[~certain])
         self._unsure = torch.cat(left)
-        return len(self._unsure) == 0
+        return len(self._unsure) <= self._may_doubt
 
     def _sample(self) -> Tensor:
         """Pixels spread over those in doubt."""

@@ -170,7 +170,7 @@ def _is_plain(tower: VisionTransformer) -> bool:
 def _is_plain_block(block: nn.Module) -> bool:
     if type(block) is not ResidualAttentionBlock:
         return False
-    activation = block.mlp.gelu
+    activation: nn.Module = block.mlp.get_submodule("gelu")
     return (
         (type(activation) is QuickGELU or (type(activation) is nn.GELU and activation.approximate == "none"))
         and isinstance(block.ls_1, nn.Identity)

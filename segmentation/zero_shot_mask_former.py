@@ -38,6 +38,7 @@ class ZeroShotMaskFormer(MaskFormer):
         clip_ensemble_weight: float = 0.8,
         input_format: str = "RGB",
         labels_only: bool = False,
+        labels_in_doubt: float = 0.0,
         **kwargs: Any,
     ) -> None:
         """As :class:`MaskFormer`.
@@ -49,6 +50,7 @@ class ZeroShotMaskFormer(MaskFormer):
             clip_ensemble_weight: of the queries for seen classes and of CLIP for unseen ones; not positive: CLIP alone.
             input_format: "RGB" or "BGR", of the images.
             labels_only: give label maps at test time instead of maps of scores.
+            labels_in_doubt: share of an image's pixels, in [0, 1), whose labels may differ, for fewer crops.
         """
         super().__init__(**kwargs)
         self.clip_adapter = clip_adapter
@@ -59,6 +61,7 @@ class ZeroShotMaskFormer(MaskFormer):
         self.clip_ensemble_weight = clip_ensemble_weight
         self.input_format = input_format
         self.labels_only = labels_only
+        self.labels_in_doubt = labels_in_doubt
         self.vocabulary = BatchVocabulary()
 
     @classmethod
@@ -78,6 +81,10 @@ class ZeroShotMaskFormer(MaskFormer):
                 raise InputError(
                     f"MODEL.CLIP_ADAPTER.LABELS_ONLY is True, but {key} needs scores; set one of the two False"
                 )
+        if not 0 <= node.get("LABELS_IN_DOUBT", 0.0) < 1:
+            raise InputError(
+                f"MODEL.CLIP_ADAPTER.LABELS_IN_DOUBT is {node.LABELS_IN_DOUBT}; expected a share of pixels, 0 <= x < 1"
+            )
         settings = super().from_config(cfg)
         clip_adapter = build_mask_adapter(cfg, node)
         region_clip_adapter = None
@@ -96,6 +103,7 @@ class ZeroShotMaskFormer(MaskFormer):
             "clip_ensemble_weight": node.CLIP_ENSEMBLE_WEIGHT,
             "input_format": cfg.INPUT.FORMAT,
             "labels_only": labels_only,
+            "labels_in_doubt": node.get("LABELS_IN_DOUBT", 0.0),
         }
 
     @property
@@ -186,7 +194,9 @@ class ZeroShotMaskFormer(MaskFormer):
             return label_map(scores, weights).view(size)
         adapter, image = self.region_clip_adapter, self._rgb(record["image"])
         valid = adapter.valid_masks(masks)
-        search = LabelSearch(scores, weights, valid, seen.to(self.device), self.clip_ensemble_weight)
+        search = LabelSearch(
+            scores, weights, valid, seen.to(self.device), self.clip_ensemble_weight, doubt=self.labels_in_doubt
+        )
         while len(chosen := search.next(adapter.masks_per_look)):
             (logits,), _ = adapter.classify([image], class_names, [masks[chosen]])
             assert logits is not None and len(logits) == len(chosen)

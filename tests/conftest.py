@@ -1,5 +1,7 @@
 """Options and fixtures for the whole suite; the golden machinery is described in ``tests/golden/README.md``."""
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,32 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
     golden = pyfuncitem.funcargs.get("golden")
     if isinstance(golden, Golden) and not (golden.meta or golden.arrays):
         pytest.fail(f"no golden file {golden.path}.json: restore it, a missing golden never skips", pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def restored_loggers() -> Iterator[None]:
+    """Undo what a test's set-up of loggers did: later tests of the process read standard output and ``caplog``."""
+    before = {logger: (list(logger.handlers), logger.level, logger.propagate) for logger in _loggers()}
+    yield
+    for logger in _loggers():
+        handlers, level, propagate = before.get(logger, ([], logging.NOTSET, True))
+        if logger.handlers != handlers:
+            logger.handlers[:] = handlers
+            _forget_set_up()
+        logger.propagate = propagate
+        if logger.level != level:
+            logger.setLevel(level)
+
+
+def _loggers() -> list[logging.Logger]:
+    known = logging.root.manager.loggerDict.values()
+    return [logging.root, *(logger for logger in known if isinstance(logger, logging.Logger))]
+
+
+def _forget_set_up() -> None:
+    from detectron2.utils.logger import setup_logger
+
+    setup_logger.cache_clear()  # else a second call with the same arguments adds no handler
 
 
 def _test_id(golden: Golden, root: Path) -> str:

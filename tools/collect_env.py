@@ -93,12 +93,14 @@ def collect(data_root: Path, output: Path) -> dict[str, Any]:
     problems += [
         f"{folder['path']} ({folder['what']}) cannot be written to" for folder in folders if not folder["writable"]
     ]
+    detectron2 = detectron2_in_use()
+    problems += [f"detectron2: {detectron2['problem']}"] if detectron2.get("problem") else []
     problems += [opencv_problem] if opencv_problem and packages["opencv-python"] else []
     return {
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "platform": platform.platform(),
         "packages": packages,
-        "detectron2": detectron2_in_use(),
+        "detectron2": detectron2,
         **devices(),
         "data": {
             "classification": find_data(data_root, CLASSIFICATION_DATA),
@@ -117,20 +119,24 @@ def installed_version(name: str) -> str | None:
 
 
 def detectron2_in_use() -> dict[str, str | None]:
-    """``source``: "installed" (a real detectron2 comes first), "bundled" (our stand-in) or "missing"; its version."""
+    """``source``: "installed" (a real detectron2), "bundled" (our stand-in), "missing" or "unusable"; its version.
+
+    ``problem`` says why it is unusable: an unknown POMP_DETECTRON2, or one built for another torch.
+    """
     try:
         import third_party
-    except ImportError:  # run without installation: only a real one can be there
-        bundled = None
-    else:
-        bundled = Path(third_party.__file__).parent
-    spec = importlib.util.find_spec("detectron2")
-    if spec is None or spec.origin is None:
-        return {"source": "missing", "version": None}
-    if bundled and Path(spec.origin).is_relative_to(bundled):
-        match = re.search(r'^__version__ = "(.+)"', Path(spec.origin).read_text(encoding="utf-8"), re.MULTILINE)
-        return {"source": "bundled", "version": match[1] if match else None}
-    return {"source": "installed", "version": installed_version("detectron2")}
+    except ModuleNotFoundError:  # run without installation: only a real one can be there
+        if importlib.util.find_spec("detectron2") is None:
+            return {"source": "missing", "version": None}
+        return {"source": "installed", "version": installed_version("detectron2")}
+    except (ImportError, ValueError) as error:
+        return {"source": "unusable", "version": installed_version("detectron2"), "problem": str(error)}
+    source = third_party.detectron2_source()
+    if source == "installed":
+        return {"source": source, "version": installed_version("detectron2")}
+    text = (Path(third_party.__file__).parent / "detectron2" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "(.+)"', text, re.MULTILINE)
+    return {"source": source, "version": match[1] if match else None}
 
 
 def devices() -> dict[str, Any]:

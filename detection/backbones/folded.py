@@ -39,7 +39,7 @@ class FoldedNetwork:
 
     def __call__(self, network: nn.Module, images: Tensor) -> list[Tensor]:
         """What ``network(images)`` returns, a list of feature maps."""
-        if network.training or torch.is_grad_enabled() or torch.is_autocast_enabled(images.device.type):
+        if network.training or torch.is_grad_enabled():
             return network(images)
         if torch.compiler.is_compiling():
             return network(images)
@@ -47,7 +47,8 @@ class FoldedNetwork:
             return network(images)
         key = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in _tensors(network))
         if key != self._key:
-            self._copy, self._key = _folded_copy(network), key
+            with torch.autocast(images.device.type, enabled=False):
+                self._copy, self._key = _folded_copy(network), key
         if self._copy is None:
             return network(images)
         if images.device.type == "cpu":

@@ -19,7 +19,7 @@ from prompt_pretrain.classification.imagenet import (
     read_imagenet21k_small_classes,
 )
 from prompt_pretrain.classification.items import ClassificationData, labels_of
-from prompt_pretrain.classification.shapeworld import read_shapeworld
+from prompt_pretrain.classification.shapeworld import read_shapeworld, read_shapeworld_novel
 from prompt_pretrain.classification.subsets import SUBSAMPLES, hold_out, subsample
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.vocabulary import find_ties
@@ -180,3 +180,4 @@ register_dataset("ImageNet21KSmallClasses", read_imagenet21k_small_classes, keep
 register_dataset("ImageNet", read_imagenet, keep_val=True)
 register_dataset("ImageFolder", read_image_folder)
 register_dataset("ShapeWorld", read_shapeworld)
+register_dataset("ShapeWorldNovel", read_shapeworld_novel)

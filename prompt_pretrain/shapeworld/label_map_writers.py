@@ -40,23 +40,25 @@ class LabelMapFormat:
 
     Attributes:
         images, labels: folders as patterns, see :class:`LabelMaps`.
-        num_grounds: grounds among the classes, the first ones; the others are ignored.
+        grounds: those among the classes; the others are ignored.
         with_base: also write label maps without novel classes, and counts of the labels in every map.
     """
 
     images: str
     labels: str
-    num_grounds: int = len(GROUNDS)
+    grounds: tuple[str, ...] = GROUNDS
     with_base: bool = False
 
 
 FORMATS = {
-    "coco_stuff": LabelMapFormat("coco/{split}2017", "coco/stuffthingmaps_detectron2/{split}2017", with_base=True),
-    "voc": LabelMapFormat("VOC2012/JPEGImages", "VOC2012/annotations_detectron2/{split}", num_grounds=0),
+    "coco_stuff": LabelMapFormat(
+        "coco/{split}2017", "coco/stuffthingmaps_detectron2/{split}2017", GROUNDS[:6], with_base=True
+    ),
+    "voc": LabelMapFormat("VOC2012/JPEGImages", "VOC2012/annotations_detectron2/{split}", ()),
     "ade20k": LabelMapFormat(
         "ADEChallengeData2016/images/{long}", "ADEChallengeData2016/annotations_detectron2/{long}"
     ),
-    "pascal_context": LabelMapFormat("pcontext/{split}/image", "pcontext/{split}/label", num_grounds=6),
+    "pascal_context": LabelMapFormat("pcontext/{split}/image", "pcontext/{split}/label", GROUNDS[3:9]),
 }
 
 
@@ -72,13 +74,13 @@ def write_label_maps(
 
     ::
 
-        root/coco/{train,val}2017/*.jpg                                             coco_stuff
+        root/coco/{train,val}2017/*.jpg                                  coco_stuff, half of the grounds
         root/coco/stuffthingmaps_detectron2/{train,val}2017[_base]/*.png
         root/coco/stuffthingmaps_detectron2/{train,val}2017[_base]_label_count.json
-        root/VOC2012/JPEGImages/*.jpg                                               voc, things only
+        root/VOC2012/JPEGImages/*.jpg                                    voc, things only
         root/VOC2012/annotations_detectron2/{train,val}/*.png
         root/ADEChallengeData2016/{images,annotations_detectron2}/{training,validation}   ade20k
-        root/pcontext/{train,val}/{image,label}                                     pascal_context, half of the grounds
+        root/pcontext/{train,val}/{image,label}                                     pascal_context, another half
 
     Ids count base things first, then grounds, then novel things. ``_base`` maps ignore novel things.
 
@@ -112,7 +114,7 @@ def write_label_maps(
 
 def classes_of(kind: str, recipe: SceneRecipe) -> list[dict[str, Any]]:
     """Id, name, kind and split of every class in the label maps of a format."""
-    kept = GROUNDS[: FORMATS[kind].num_grounds]
+    kept = FORMATS[kind].grounds
     rows = [entry for entry in sem_seg_classes(recipe) if entry["kind"] == "thing" or entry["name"] in kept]
     return [entry | {"id": number} for number, entry in enumerate(rows)]
 

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from detection.backbones.swin import SwinTransformer
+from detection.backbones.swin import swin_backbone
 from detection.checkpoint import DeticCheckpointer
 from detectron2.modeling.backbone import FPN
 from tests.detection.backbones.test_swin import TINY
@@ -40,7 +40,7 @@ def test_a_resnet_of_timm_fills_the_backbone(tmp_path: Path) -> None:
 
 def test_a_swin_classifier_fills_all_but_the_norms_of_the_outputs(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    source = SwinTransformer(TINY, (3,))
+    source = swin_backbone(TINY, (3,))
     state = {name: value for name, value in source.state_dict().items() if not name.startswith("norm")}
     foreign = {
         "norm.weight": torch.full((64,), 7.0),
@@ -48,7 +48,7 @@ def test_a_swin_classifier_fills_all_but_the_norms_of_the_outputs(tmp_path: Path
         "layers.0.blocks.0.attn_mask": torch.ones(1),
     }
     model = nn.Module()
-    model.backbone = FPN(SwinTransformer(TINY, (1, 2, 3)), ["swin1", "swin2", "swin3"], 8)
+    model.backbone = FPN(swin_backbone(TINY, (1, 2, 3)), ["swin1", "swin2", "swin3"], 8)
     DeticCheckpointer(model).load(write(tmp_path / "swin.pkl", state | foreign))
     found = model.backbone.bottom_up.state_dict()
     for name, value in state.items():

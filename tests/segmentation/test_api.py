@@ -85,6 +85,15 @@ def test_classes_are_those_of_the_test_set_at_first() -> None:
     assert names == list(fresh.class_names) and seen.tolist() == [1] * 15 + [0] * 5
 
 
+def test_data_sets_without_known_classes_leave_the_choice_to_the_caller(segmenter: Segmenter) -> None:
+    cfg = tiny_config()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("never_registered",), ()
+    fresh = Segmenter(cfg, segmenter.model)
+    with pytest.raises(InputError, match="call set_classes first"):
+        fresh.predict(picture())
+    assert fresh.set_classes(NAMES).class_names == NAMES
+
+
 def test_arrays_files_and_pictures_give_the_same(segmenter: Segmenter, tmp_path: Path) -> None:
     pixels = picture()
     cv2.imwrite(str(tmp_path / "a.png"), pixels)

@@ -53,10 +53,31 @@ def test_chunks_give_the_labels_of_whole_maps(size: tuple[int, int], monkeypatch
     assert torch.equal(label_map(scores, PixelWeights(masks, size)), whole.argmax(0).flatten())
 
 
-def search(logits: Tensor, masks: Tensor, valid: Tensor, clip_logits: Tensor, weight: float, *, count: int = 2):
+def test_leaving_out_classes_changes_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = make(4)[1]
+    scores = torch.randn(len(masks), 300, generator=torch.Generator().manual_seed(0)).mul(3).softmax(-1)
+    expected = torch.einsum("qc,qhw->chw", scores, masks).argmax(0).flatten()
+    weights = PixelWeights(masks, (18, 26))
+    assert torch.equal(label_map(scores, weights), expected)
+    monkeypatch.setattr(label_inference, "_MANY_CLASSES", 1)
+    monkeypatch.setattr(label_inference, "_NEIGHBOURS", 13)
+    assert torch.equal(label_map(scores, weights), expected)
+    assert not label_map(torch.zeros_like(scores), weights).any()
+
+
+def search(
+    logits: Tensor,
+    masks: Tensor,
+    valid: Tensor,
+    clip_logits: Tensor,
+    weight: float,
+    *,
+    count: int = 2,
+    doubt: float = 0.0,
+) -> tuple[Tensor, int]:
     """Labels, and how many masks were looked at."""
     size = tuple(masks.shape[-2:])
-    found = LabelSearch(logits.softmax(-1)[:, :-1], PixelWeights(masks, size), valid, SEEN, weight)
+    found = LabelSearch(logits.softmax(-1)[:, :-1], PixelWeights(masks, size), valid, SEEN, weight, doubt=doubt)
     rows = valid.cumsum(0) - 1
     looks = 0
     while len(chosen := found.next(count)):
@@ -80,6 +101,24 @@ def test_masks_that_cannot_matter_are_not_looked_at() -> None:
     logits, masks, valid, clip_logits = make(3, confident=40.0)
     _, looks = search(logits, masks, valid, clip_logits, 0.5)
     assert 0 < looks <= 4 < int(valid.sum())  # a third of 12 queries see something
+
+
+def test_doubt_bounds_the_labels_that_differ() -> None:
+    all_looks, few_looks = 0, 0
+    for seed in range(5):
+        parts = make(seed, confident=6.0)
+        expected, needed = search(*parts, 0.5, count=1)
+        labels, looks = search(*parts, 0.5, count=1, doubt=0.2)
+        assert (labels != expected).double().mean() <= 0.2
+        all_looks += needed
+        few_looks += looks
+    assert few_looks < all_looks
+
+
+def test_doubt_is_a_share(tmp_path: Path) -> None:
+    cfg = load_config(str(write_config(tmp_path)), ["MODEL.CLIP_ADAPTER.LABELS_IN_DOUBT", "1.5"])
+    with pytest.raises(InputError, match=r"LABELS_IN_DOUBT is 1.5; expected a share of pixels"):
+        build_model(cfg)
 
 
 def test_one_class_needs_no_look_at_all() -> None:

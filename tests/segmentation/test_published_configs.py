@@ -97,7 +97,7 @@ def test_every_file_merges_and_says_only_what_differs_from_its_bases(path: Path)
 
 def test_numbers_of_classes_fit_the_training_sets() -> None:
     expected = {"coco_2017_train_stuff_sem_seg": 171, "coco_2017_train_stuff_base_sem_seg": 156}
-    expected |= {"voc_sem_seg_train": 20, "voc_base_sem_seg_train": 15}
+    expected |= {"voc_sem_seg_train": 20, "voc_base_sem_seg_train": 15, "shapeworld_stuff_base_sem_seg_train": 106}
     for path in CONFIGS.rglob("*.yaml"):
         cfg = merged(path)
         if cfg.MODEL.META_ARCHITECTURE in ("MaskFormer", "ZeroShotMaskFormer") and cfg.DATASETS.TRAIN:

@@ -1,6 +1,8 @@
 """The doctor: what it finds in made-up environments."""
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -17,7 +19,7 @@ def test_json_holds_versions_devices_data_and_folders(tmp_path, monkeypatch, cap
     assert collect_env.main(["--json", "--data-root", str(tmp_path / "data"), "--output", str(tmp_path / "out")]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["packages"]["torch"].startswith("2.")
-    assert report["detectron2"]["source"] in ("bundled", "installed", "missing")
+    assert report["detectron2"]["source"] in ("bundled", "installed")
     assert report["cpu"]["torch_threads"] >= 1
     classification, scenes = report["data"]["classification"], report["data"]["detection and segmentation"]
     assert classification["found"] == ["SUN397"]
@@ -41,32 +43,28 @@ def test_missing_package_is_a_problem(tmp_path, monkeypatch):
     assert problems == ["no-such-package is not installed; run: make test"]
 
 
-@pytest.fixture
-def no_detectron2(monkeypatch):
-    """Forget an imported or installed detectron2 for one test."""
-    for name in [name for name in sys.modules if name.split(".")[0] == "detectron2"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(sys, "path", [path for path in sys.path if "site-packages" not in path and path != FOLDER])
-    monkeypatch.setattr(sys, "meta_path", [finder for finder in sys.meta_path if isinstance(finder, type)])
-
-
 FOLDER = str(third_party.__path__[0])
 
 
-def make_detectron2(folder):
-    (folder / "detectron2").mkdir(parents=True)
-    (folder / "detectron2" / "__init__.py").write_text('__version__ = "0.6"\n')
+def doctor(**variables):
+    """``detectron2`` in the report of a new process."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("POMP_DETECTRON2", "PYTHONPATH")}
+    command = [sys.executable, collect_env.__file__, "--json"]
+    done = subprocess.run(command, env=environment | variables, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
 
 
-def test_detectron2_source(no_detectron2, tmp_path, monkeypatch):
-    assert collect_env.detectron2_in_use() == {"source": "missing", "version": None}
-    make_detectron2(tmp_path / "third_party")
-    monkeypatch.setattr(third_party, "__file__", str(tmp_path / "third_party" / "__init__.py"))
-    sys.path.append(str(tmp_path / "third_party"))
-    assert collect_env.detectron2_in_use() == {"source": "bundled", "version": "0.6"}
-    make_detectron2(tmp_path / "site")
-    sys.path.insert(0, str(tmp_path / "site"))
-    assert collect_env.detectron2_in_use()["source"] == "installed"
+def test_detectron2_source(tmp_path):
+    assert doctor(POMP_DETECTRON2="bundled")["detectron2"] == {"source": "bundled", "version": "0.6+bundled"}
+    (tmp_path / "detectron2").mkdir()
+    (tmp_path / "detectron2" / "__init__.py").write_text('__version__ = "0.6"\n')
+    assert doctor(PYTHONPATH=str(tmp_path))["detectron2"]["source"] == "installed"
+
+
+def test_a_bad_choice_of_detectron2_is_a_problem():
+    report = doctor(POMP_DETECTRON2="best")
+    assert report["detectron2"]["source"] == "unusable"
+    assert any("POMP_DETECTRON2 is 'best', expected one of" in problem for problem in report["problems"])
 
 
 def test_stand_ins_come_last_on_the_search_path():

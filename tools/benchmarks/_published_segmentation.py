@@ -66,9 +66,9 @@ class SceneHead(nn.Module):
 def make_scene(model: ZeroShotMaskFormer, size: tuple[int, int], seed: int, *, empty: int = 0) -> dict[str, Any]:
     """An input (``image``, ``height``, ``width``) and ``scene``, the head's answer about it.
 
-    The image has up to a dozen regions, each with a colour and a texture. Three queries in ten have found one of them: their
-    mask is the region with a soft, uneven edge, and their embedding lies near that of its class. The others have a mask
-    of some blob, with an embedding near "no object".
+    The image has up to a dozen regions, each with a colour and a texture. Three queries in ten have found one of them:
+    their mask is the region with a soft, uneven edge, and their embedding lies near that of its class. The others have
+    a mask of some blob, with an embedding near "no object".
 
     Args:
         empty: number of queries whose mask has no pixel above the threshold.

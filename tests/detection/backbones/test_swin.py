@@ -5,21 +5,14 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from detection.backbones.swin import (
-    SIZES,
-    PatchMerging,
-    SwinBlock,
-    SwinSize,
-    SwinTransformer,
-    build_swintransformer_backbone,
-    shift_mask,
-)
+from detection.backbones.swin import SIZES, build_swintransformer_backbone, swin_backbone
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
+from mask_former.modeling.backbone.swin import PatchMerging, SwinBlock, SwinSettings, shift_mask
 from prompt_pretrain.errors import InputError
 from tests.detection.released_models import released_config
 
-TINY = SwinSize(width=8, depths=(1, 2, 2, 1), heads=(1, 2, 2, 4), window=3, drop_path=0.2)
+TINY = SwinSettings(width=8, depths=(1, 2, 2, 1), heads=(1, 2, 2, 4), window=3, drop_path=0.2)
 
 
 def attention_by_hand(block: SwinBlock, x: Tensor) -> Tensor:
@@ -53,7 +46,7 @@ def attention_by_hand(block: SwinBlock, x: Tensor) -> Tensor:
 @torch.no_grad()
 def test_attention_stays_inside_windows_and_regions(shift: int, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    block = SwinBlock(8, heads=2, window=3, shift=shift, drop_path=0.0)
+    block = SwinBlock(8, heads=2, shift=shift, drop_path=0.0, settings=TINY)
     torch.nn.init.normal_(block.attn.relative_position_bias_table)
     x = torch.randn(1, *size, 8)
     x1 = x + attention_by_hand(block, x)
@@ -64,7 +57,7 @@ def test_attention_stays_inside_windows_and_regions(shift: int, size: tuple[int,
 @torch.no_grad()
 def test_a_batch_is_its_images() -> None:
     torch.manual_seed(0)
-    model = SwinTransformer(TINY, (0, 1, 2, 3)).eval()
+    model = swin_backbone(TINY, (0, 1, 2, 3)).eval()
     images = torch.rand(2, 3, 45, 70)
     together = model(images)
     for i in range(2):
@@ -74,7 +67,7 @@ def test_a_batch_is_its_images() -> None:
 
 @torch.no_grad()
 def test_any_size_has_maps_of_the_stated_strides() -> None:
-    model = SwinTransformer(TINY, (0, 3)).eval()
+    model = swin_backbone(TINY, (0, 3)).eval()
     shapes = model.output_shape()
     assert {name: (shape.channels, shape.stride) for name, shape in shapes.items()} == {
         "swin0": (8, 4),
@@ -98,7 +91,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
     gradients = []
     for use_checkpoint in (False, True):
         torch.manual_seed(0)
-        model = SwinTransformer(TINY._replace(drop_path=0.0), (3,), use_checkpoint).train()
+        model = swin_backbone(TINY._replace(drop_path=0.0), (3,), use_checkpoint).train()
         assert model.train() is model
         model(torch.rand(1, 3, 32, 32))["swin3"].square().sum().backward()
         gradients.append(model.patch_embed.proj.weight.grad)
@@ -108,7 +101,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
 def test_drop_rates_rise_over_all_blocks() -> None:
     rates = [
         getattr(block.drop_path, "drop_prob", 0.0)
-        for layer in SwinTransformer(TINY, (3,)).layers
+        for layer in swin_backbone(TINY, (3,)).layers
         for block in layer.blocks
     ]
     assert rates == pytest.approx([0.0, 0.04, 0.08, 0.12, 0.16, 0.2])
@@ -121,7 +114,7 @@ def test_unknown_sizes_and_stages_are_errors() -> None:
     with pytest.raises(InputError, match=r"MODEL\.SWIN\.SIZE is 'XL'; expected one of T, S, B"):
         build_swintransformer_backbone(cfg, ShapeSpec(channels=3))
     with pytest.raises(InputError, match=r"MODEL\.SWIN\.OUT_FEATURES is \[4\]; expected some of 0 to 3"):
-        SwinTransformer(TINY, (4,))
+        swin_backbone(TINY, (4,))
 
 
 def test_the_pyramid_that_is_left_out_says_so() -> None:

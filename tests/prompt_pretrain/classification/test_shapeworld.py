@@ -25,3 +25,16 @@ def test_a_missing_world_tells_how_to_make_it(tmp_path):
         InputError, match="nowhere is not a folder; make ShapeWorld with: python tools/make_shapeworld.py"
     ):
         load_classification_data("ShapeWorld", tmp_path / "nowhere")
+
+
+def test_novel_classes_have_test_images_only(tmp_path, make_class):
+    make_class(tmp_path / "shapeworld/novel/val/n9", 2)
+    (tmp_path / "shapeworld/novel/classnames.txt").write_text("n9 dotted blue ring\n")
+    data = load_classification_data("ShapeWorldNovel", tmp_path, test_only=True)
+    assert (data.name, data.class_names, len(data.test)) == ("ShapeWorldNovel", ("dotted blue ring",), 2)
+
+
+def test_a_world_without_novel_classes_tells_how_to_make_one(tmp_path):
+    (tmp_path / "shapeworld").mkdir()
+    with pytest.raises(InputError, match="no novel classes; make one with: python tools/make_shapeworld.py"):
+        load_classification_data("ShapeWorldNovel", tmp_path, test_only=True)

@@ -44,16 +44,15 @@ def test_other_ranks_write_only_a_file_of_their_own(fresh_logger, tmp_path, caps
     assert "hello" in (tmp_path / "all.log.rank2").read_text()
 
 
-def test_messages_that_repeat(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("detectron2"), "propagate", True)  # other tests set loggers up
+def test_messages_that_repeat(caplog, fresh_logger):
     with caplog.at_level(logging.INFO):
         for _ in range(5):
             d2_logger.log_first_n(logging.INFO, "first", n=2)
             d2_logger.log_every_n(logging.INFO, "every", n=2)
             d2_logger.log_every_n_seconds(logging.INFO, "seconds", n=1000)
         for _ in range(2):
-            d2_logger.log_first_n(logging.INFO, "same line, another place", key="message", name="detectron2")
-        d2_logger.log_first_n(logging.INFO, "same line, another place", key="message", name="detectron2")
+            d2_logger.log_first_n(logging.INFO, "same line, another place", key="message", name=fresh_logger)
+        d2_logger.log_first_n(logging.INFO, "same line, another place", key="message", name=fresh_logger)
         d2_logger.log_first_n(logging.INFO, "first")
     counts = {text: caplog.messages.count(text) for text in caplog.messages}
     assert counts == {"first": 3, "every": 3, "seconds": 1, "same line, another place": 1}

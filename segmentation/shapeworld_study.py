@@ -1,0 +1,415 @@
+"""The ShapeWorld segmentation study behind docs/RESULTS.md: what class embeddings and prompts give unseen classes.
+
+Every run is one ``tools/train_net.py`` process. Results stay in its folder, so an interrupted study goes on where it
+was, and runs can go side by side.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prompt_pretrain.atomic_files import atomic_writer, write_json
+from prompt_pretrain.class_embeddings import ClassEmbeddings
+from prompt_pretrain.clip import load_clip
+from prompt_pretrain.errors import InputError
+from prompt_pretrain.report import Commands, Report, Table, Text
+from prompt_pretrain.shapeworld import TINY_CLIP_NAME
+from prompt_pretrain.shapeworld.label_map_writers import FORMATS, classes_of, write_label_maps
+from prompt_pretrain.shapeworld.scene_files import SceneRecipe
+from prompt_pretrain.shapeworld.writers import Recipe
+from prompt_pretrain.shapeworld_study import PromptRun, ShapeWorldStudy
+from segmentation.data.datasets.shapeworld import FOLDER
+from segmentation.setup import load_config
+
+__all__ = ["MARKERS", "RUNS", "SegmentationRun", "SegmentationStudy", "SegmentationWorlds", "render"]
+_REPOSITORY = Path(__file__).resolve().parents[1]
+_CONFIGS = _REPOSITORY / "configs"
+_TRAIN_NET = _REPOSITORY / "tools" / "train_net.py"
+SOURCE = "shapeworld_stuff_sem_seg_val"
+FOREIGN = {
+    "shapeworld_voc_sem_seg_val": "VOC",
+    "shapeworld_ade20k_sem_seg_val": "ADE20K",
+    "shapeworld_pcontext_sem_seg_val": "PASCAL-Context",
+}
+MARKERS = ("<!-- ShapeWorld segmentation: begin -->", "<!-- ShapeWorld segmentation: end -->")
+Progress = Callable[[str, int, int], None]
+_EVERYWHERE = ("DATASETS.TEST", str((SOURCE, *FOREIGN)))
+_NO_CROPS = ("MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE", "False")
+
+
+@dataclass(frozen=True)
+class SegmentationWorlds:
+    """What is drawn.
+
+    Attributes:
+        coco_stuff: the scenes to train on and to evaluate on.
+        voc, ade20k, pascal_context: foreign scenes; only their validation images are used.
+        pomp: pictures to pre-train prompts on.
+    """
+
+    coco_stuff: SceneRecipe = field(
+        default_factory=lambda: SceneRecipe(num_classes=100, num_novel=20, train_images=800, val_images=60, size=128)
+    )
+    voc: SceneRecipe = field(
+        default_factory=lambda: SceneRecipe(
+            num_classes=10, num_novel=10, train_images=1, val_images=25, size=128, seed=1
+        )
+    )
+    ade20k: SceneRecipe = field(
+        default_factory=lambda: SceneRecipe(
+            num_classes=100, num_novel=40, train_images=1, val_images=25, size=128, seed=2
+        )
+    )
+    pascal_context: SceneRecipe = field(
+        default_factory=lambda: SceneRecipe(
+            num_classes=30, num_novel=20, train_images=1, val_images=25, size=128, seed=3
+        )
+    )
+    pomp: Recipe = field(default_factory=lambda: Recipe(num_classes=800, num_novel=1, images_per_class=4))
+
+
+@dataclass(frozen=True)
+class SegmentationRun:
+    """One training or evaluation.
+
+    Attributes:
+        name: of its folder.
+        title: in tables.
+        config: name in ``configs/segmentation``.
+        overrides: ``KEY VALUE`` pairs.
+        start: run whose weights are evaluated; "" to train.
+        prompt: where PROMPT_CHECKPOINT comes from: a run of stage 1, "pomp" for the pre-trained prompt, "" for none.
+        shuffled: whether class embeddings belong to other classes than their names say.
+    """
+
+    name: str
+    title: str
+    config: str = "shapeworld_maskformer"
+    overrides: tuple[str, ...] = ()
+    start: str = ""
+    prompt: str = ""
+    shuffled: bool = False
+
+
+def _learner(kind: str, *more: str) -> tuple[str, ...]:
+    return ("MODEL.CLIP_ADAPTER.PROMPT_LEARNER", kind, *more, *_EVERYWHERE)
+
+
+RUNS = (
+    SegmentationRun("stage1_learned", "learned on masks (stage 1)", "shapeworld_stage1"),
+    SegmentationRun("stage1_pomp", "POMP, tuned on masks (stage 1)", "shapeworld_stage1_pomp", prompt="pomp"),
+    SegmentationRun("single", "single template", overrides=_EVERYWHERE),
+    SegmentationRun("shuffled", "the same, trained with shuffled embeddings", shuffled=True),
+    SegmentationRun("queries", "queries alone, no crops", overrides=_NO_CROPS, start="single"),
+    SegmentationRun("shuffled_queries", "the same, shuffled", overrides=_NO_CROPS, start="shuffled", shuffled=True),
+    SegmentationRun("imagenet", "80 ImageNet templates", overrides=_learner("imagenet"), start="single"),
+    SegmentationRun("vild", "14 ViLD templates", overrides=_learner("vild"), start="single"),
+    SegmentationRun(
+        "learned",
+        "learned on masks (stage 1)",
+        overrides=_learner("learnable"),
+        start="single",
+        prompt="stage1_learned",
+    ),
+    SegmentationRun("pomp", "POMP", overrides=_learner("pomp"), start="single", prompt="pomp"),
+    SegmentationRun(
+        "pomp_tuned",
+        "POMP, tuned on masks (stage 1)",
+        overrides=_learner("pomp_tuned"),
+        start="single",
+        prompt="stage1_pomp",
+    ),
+)
+_PROMPTS = ("single", "imagenet", "vild", "learned", "pomp", "pomp_tuned")
+
+
+class SegmentationStudy:
+    """A folder with the data sets and the runs made on them.
+
+    Args:
+        folder: where everything goes.
+        worlds: the data.
+        overrides: ``KEY VALUE`` pairs for all runs.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike, worlds: SegmentationWorlds | None = None, overrides: Sequence[str] = ()
+    ) -> None:
+        self.folder = Path(folder)
+        self.worlds = worlds or SegmentationWorlds()
+        self.overrides = tuple(overrides)
+
+    @property
+    def data(self) -> Path:
+        """What ``DETECTRON2_DATASETS`` has to name."""
+        return self.folder / "datasets"
+
+    def draw(self, *, workers: int = 1, progress: Progress | None = None) -> None:
+        """Draw the data that are not there yet."""
+        for kind in FORMATS:
+
+            def report(done: int, total: int, kind: str = kind) -> None:
+                if progress:
+                    progress(f"{kind} scenes", done, total)
+
+            recipe = getattr(self.worlds, kind)
+            write_label_maps(self.data / FOLDER / kind, kind, recipe, workers=workers, progress=report)
+
+    def pretrain(self, seeds: Sequence[int], *, workers: int = 1, progress: Progress | None = None) -> None:
+        """Pre-train the POMP prompts that are not there yet, one per seed."""
+        study = ShapeWorldStudy(
+            self.folder / "pomp",
+            self.worlds.pomp,
+            config_file=_CONFIGS / "prompt_pretrain" / "shapeworld_tiny.yaml",
+            workers=workers,
+        )
+        missing = [seed for seed in seeds if not self.pomp_prompt(seed).is_file()]
+        if not missing:
+            return
+        study.write_world(lambda done, total: progress("pictures for POMP", done, total) if progress else None)
+        study.encode_images(missing)
+        for seed in missing:
+            found = study.train(PromptRun("pomp", seed=seed)).result.best_prompt
+            self.pomp_prompt(seed).write_bytes(found.read_bytes())
+
+    def pomp_prompt(self, seed: int) -> Path:
+        return self.folder / "pomp" / f"prompt_seed{seed}.pth.tar"
+
+    def run_all(
+        self, seeds: Sequence[int], *, jobs: int = 1, announce: Callable[[str], None] = print
+    ) -> dict[str, list[dict[str, Any]]]:
+        """Every run with every seed; :meth:`draw` and :meth:`pretrain` come before.
+
+        Args:
+            jobs: runs side by side.
+        Returns:
+            Run name -> one entry per seed: ``results`` (data set -> metric in percent), ``seconds``.
+        """
+        if not seeds:
+            raise InputError("no seed given; give at least one")
+        found: dict[str, list[dict[str, Any]]] = {}
+        with ThreadPoolExecutor(jobs) as pool:
+            for stage in range(1 + max(map(_stage, RUNS))):  # what others start from comes first
+                runs = [run for run in RUNS if _stage(run) == stage]
+                pairs = [(run, seed) for seed in seeds for run in runs]
+                results = list(pool.map(lambda pair: self.result(*pair, announce), pairs))
+                for number, run in enumerate(runs):
+                    found[run.name] = results[number :: len(runs)]
+        return found
+
+    def result(self, run: SegmentationRun, seed: int, announce: Callable[[str], None] = print) -> dict[str, Any]:
+        """Metrics of one run, from its file or made now."""
+        path = self.run_folder(run.name, seed) / "study.json"
+        settings = self._settings(run, seed)
+        with suppress(OSError, ValueError):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found.get("settings") == settings:
+                return found
+        began = time.monotonic()
+        marker = path.with_name("settings.txt")
+        if path.parent.exists() and not (marker.is_file() and marker.read_text() == settings):
+            shutil.rmtree(path.parent)  # what other settings left there must not be taken up
+        with atomic_writer(marker, "w") as file:
+            file.write(settings)
+        self._execute(run, seed)
+        content = json.loads((path.parent / "results.json").read_text(encoding="utf-8"))
+        found = {
+            "settings": settings,
+            "results": {name: _metrics(tasks) for name, tasks in content.items()},
+            "seconds": time.monotonic() - began,
+        }
+        write_json(path, found)
+        shown = ", ".join(f"{key} {value:.1f}" for key, value in next(iter(found["results"].values())).items())
+        announce(f"seed {seed}, {run.name}: {shown} ({found['seconds']:.0f} s)")
+        return found
+
+    def run_folder(self, name: str, seed: int) -> Path:
+        return self.folder / "runs" / f"seed{seed}" / name
+
+    def command(self, run: SegmentationRun, seed: int) -> list[str]:
+        """Arguments of ``tools/train_net.py``."""
+        pairs = {"OUTPUT_DIR": str(self.run_folder(run.name, seed)), "SEED": str(seed)}
+        if run.start:
+            pairs["MODEL.WEIGHTS"] = str(self.run_folder(run.start, seed) / "model_final.pth")
+        if run.prompt:
+            stage_1 = self.run_folder(run.prompt, seed) / "model_final.pth"
+            prompt = self.pomp_prompt(seed) if run.prompt == "pomp" else stage_1
+            pairs["MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT"] = str(prompt)
+        if run.shuffled:
+            pairs["MODEL.CLASS_EMBEDDINGS.PATH"] = str(self._shuffled_file(seed))
+        words = ["--config-file", str(_config_file(run)), "--num-gpus", "1", "--eval-only" if run.start else "--resume"]
+        return [*words, *run.overrides, *self.overrides, *(word for pair in pairs.items() for word in pair)]
+
+    def _execute(self, run: SegmentationRun, seed: int) -> None:
+        if run.shuffled:
+            self._write_shuffled(seed)
+        folder = self.run_folder(run.name, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        words = [sys.executable, str(_TRAIN_NET), *self.command(run, seed)]
+        environment = {**os.environ, "DETECTRON2_DATASETS": str(self.data)}
+        environment.setdefault("OMP_NUM_THREADS", "1")
+        with open(folder / "output.txt", "w", encoding="utf-8") as output:
+            output.write(shlex.join(words) + "\n")
+            output.flush()
+            done = subprocess.run(
+                words, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=_REPOSITORY, check=False
+            )
+        if done.returncode:
+            raise InputError(f"{run.name} with seed {seed} failed with exit code {done.returncode}; see {output.name}")
+
+    def _settings(self, run: SegmentationRun, seed: int) -> str:
+        """Hash of what the result depends on."""
+        config = load_config(_config_file(run), [*run.overrides, *self.overrides]).dump()
+        content = [asdict(run), config, asdict(self.worlds), seed]
+        content += [self._settings(_named(name), seed) for name in _needed(run)]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _shuffled_file(self, seed: int) -> Path:
+        return self.folder / "class_embeddings" / f"shuffled_seed{seed}.safetensors"
+
+    def _write_shuffled(self, seed: int) -> None:
+        """The embeddings of the single template, each with the name of another class."""
+        templates = load_config(_config_file(_named("single"))).MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES
+        names = [entry["name"] for entry in classes_of("coco_stuff", self.worlds.coco_stuff)]
+        made = ClassEmbeddings.make(load_clip(TINY_CLIP_NAME), names, templates)
+        order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
+        path = self._shuffled_file(seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ClassEmbeddings(made.embeddings[order], made.class_names, made.clip_id, "shuffled").save(path)
+
+
+def _config_file(run: SegmentationRun) -> Path:
+    return _CONFIGS / "segmentation" / f"{run.config}.yaml"
+
+
+def _metrics(tasks: Mapping[str, Any]) -> dict[str, float]:
+    """What the tables show of one data set's results."""
+    metrics = tasks.get("sem_seg", tasks)
+    if "hIoU-base" in metrics:
+        names = {"hIoU": "hIoU-base", "seen": "mIoU-base", "unseen": "mIoU-unbase", "pACC": "pACC"}
+    elif "mIoU" in metrics:
+        names = {"mIoU": "mIoU", "fwIoU": "fwIoU", "pACC": "pACC"}
+    else:
+        names = {"seen": "acc_top1_base", "unseen": "acc_top1_w/o_base"}
+    return {short: metrics[name] for short, name in names.items()}
+
+
+def _needed(run: SegmentationRun) -> list[str]:
+    """Runs that come before this one."""
+    return [name for name in (run.start, run.prompt) if name and name != "pomp"]
+
+
+def _stage(run: SegmentationRun) -> int:
+    return max((1 + _stage(_named(name)) for name in _needed(run)), default=0)
+
+
+def _named(name: str) -> SegmentationRun:
+    return next(run for run in RUNS if run.name == name)
+
+
+def render(
+    study: SegmentationStudy, seeds: Sequence[int], results: dict[str, list[dict[str, Any]]], command: str
+) -> str:
+    """The Markdown section about the study."""
+    worlds, report = study.worlds, Report("ShapeWorld, segmentation")
+    stuff = worlds.coco_stuff
+    seconds = sum(result["seconds"] for of_seeds in results.values() for result in of_seeds)
+    seen = stuff.num_classes + len(FORMATS["coco_stuff"].grounds)
+    report.add(
+        Text(
+            f"Scenes in COCO-Stuff's format: {seen} seen classes ({stuff.num_classes} things, the rest grounds) in "
+            f"{stuff.train_images:,} training images of {stuff.size} pixels, {stuff.num_novel} unseen things, unseen "
+            f"combinations of seen attributes, ignored in training; {stuff.val_images} test images with all of them. "
+            f"CLIP: the tiny one (`{TINY_CLIP_NAME}`), whose frozen image tower is the backbone too, so that minutes "
+            "of training suffice. `configs/segmentation/shapeworld_*.yaml`."
+        ),
+        Text(
+            f"Percent, mean ± standard deviation over the seeds {', '.join(map(str, seeds))} of training; the data "
+            "stay the same."
+        ),
+        Commands([command]),
+        Text(f"{seconds / 60:.0f} process minutes of training and evaluation on {_machine()}, without drawing."),
+    )
+    report.section("Unseen classes")
+    rows = [
+        _row(_named(name), results[name], SOURCE, ("hIoU", "seen", "unseen", "pACC"))
+        for name in ("single", "shuffled", "queries", "shuffled_queries")
+    ]
+    report.add(Table(["", "hIoU", "mIoU seen", "mIoU unseen", "pACC"], rows, text_columns=(0,)))
+    report.section("Prompts")
+    report.add(
+        Text(
+            "One segmenter per seed, trained with the single template; at test time each row's prompt takes its place, "
+            "for queries and for crops."
+        ),
+        Table(
+            ["", "hIoU", "mIoU seen", "mIoU unseen", "pACC"],
+            [_row(_named(name), results[name], SOURCE, ("hIoU", "seen", "unseen", "pACC")) for name in _PROMPTS],
+            text_columns=(0,),
+        ),
+        Text("Stage 1 by itself, top-1 accuracy on crops of ground-truth masks among all classes:"),
+        Table(
+            ["", "seen", "unseen"],
+            [
+                _row(_named(name), results[name], f"{SOURCE}_classification", ("seen", "unseen"))
+                for name in ("stage1_learned", "stage1_pomp")
+            ],
+            text_columns=(0,),
+        ),
+    )
+    report.section("Other data sets, without training on them")
+    counts = ", ".join(
+        f"{title} {len(classes_of(kind, getattr(worlds, kind)))}"
+        for kind, title in zip(("voc", "ade20k", "pascal_context"), FOREIGN.values(), strict=True)
+    )
+    report.add(
+        Text(f"Scenes in the formats of other data sets, with classes of their own ({counts}), none marked as seen."),
+        Table(
+            ["format", "prompt", "mIoU", "fwIoU", "pACC"],
+            [
+                [title, *_row(_named(name), results[name], data_set, ("mIoU", "fwIoU", "pACC"))]
+                for data_set, title in FOREIGN.items()
+                for name in _PROMPTS
+            ],
+            text_columns=(0, 1),
+        ),
+    )
+    return report.markdown()
+
+
+def _row(run: SegmentationRun, of_seeds: Sequence[dict[str, Any]], data_set: str, columns: Sequence[str]) -> list[str]:
+    found = [_of_data_set(result["results"], data_set) for result in of_seeds]
+    return [run.title, *(_mean_and_deviation(metrics[column] for metrics in found) for column in columns)]
+
+
+def _of_data_set(results: Mapping[str, dict[str, float]], data_set: str) -> dict[str, float]:
+    if data_set not in results:
+        raise InputError(f"no results of {data_set}, only of {', '.join(results)}; delete the study's runs")
+    return results[data_set]
+
+
+def _mean_and_deviation(values: Iterable[float]) -> str:
+    """ "12.3 ± 0.4", or the value alone."""
+    values = list(values)
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+def _machine() -> str:
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {torch.__version__}"
