@@ -78,12 +78,24 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG. ``name`` becomes its file name beside the Markdown; ``alt`` says what it shows to who cannot see it."""
+    """A PNG or JPEG file.
+
+    ``name`` becomes its file name beside the Markdown; ``alt`` says what it shows to who cannot see it.
+    """
 
     name: str
-    png: bytes
+    content: bytes
     caption: str
     alt: str
+
+    @property
+    def kind(self) -> str:
+        """``jpeg`` or ``png``, by the first bytes."""
+        return "jpeg" if self.content.startswith(b"\xff\xd8") else "png"
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.name}.{'jpg' if self.kind == 'jpeg' else 'png'}"
 
 
 @dataclass(frozen=True)
@@ -136,7 +148,7 @@ class Report:
         )
 
     def markdown(self, figure_folder: str = "figures") -> str:
-        """GitHub Markdown that refers to the pictures as ``figure_folder/name.png``."""
+        """GitHub Markdown that refers to the pictures as ``figure_folder/name.png`` (or ``.jpg``)."""
         parts = [f"# {self.title}"]
         for title, blocks in self.sections:
             if title:
@@ -147,13 +159,13 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
     def save(self, folder: str | os.PathLike) -> Path:
-        """Write ``report.html``, ``report.md`` and ``figures/*.png`` into ``folder``; returns the page's path."""
+        """Write ``report.html``, ``report.md`` and ``figures/`` into ``folder``; returns the page's path."""
         folder = Path(folder)
         for _, blocks in self.sections:
             for block in blocks:
                 for picture in block.items if isinstance(block, Pictures) else ():
-                    with atomic_writer(folder / "figures" / f"{picture.name}.png") as file:
-                        file.write(picture.png)
+                    with atomic_writer(folder / "figures" / picture.file_name) as file:
+                        file.write(picture.content)
         for name, content in (("report.md", self.markdown()), ("report.html", self.html())):
             with atomic_writer(folder / name, "w") as file:
                 file.write(content)
@@ -192,9 +204,9 @@ def _html_table(table: Table) -> str:
 
 
 def _html_picture(picture: Picture) -> str:
-    data = base64.b64encode(picture.png).decode()
+    data = base64.b64encode(picture.content).decode()
     return (
-        f'<figure><img alt="{html.escape(picture.alt)}" src="data:image/png;base64,{data}">'
+        f'<figure><img alt="{html.escape(picture.alt)}" src="data:image/{picture.kind};base64,{data}">'
         f"<figcaption>{_html_inline(picture.caption)}</figcaption></figure>"
     )
 
@@ -220,7 +232,7 @@ def _markdown_block(block: Block, figure_folder: str) -> str:
         return "\n".join(lines) + (f"\n\n{block.caption}" if block.caption else "")
     if isinstance(block, Pictures):
         return "\n\n".join(
-            f"![{picture.alt}]({figure_folder}/{picture.name}.png)\n\n{picture.caption}" for picture in block.items
+            f"![{picture.alt}]({figure_folder}/{picture.file_name})\n\n{picture.caption}" for picture in block.items
         )
     return "```bash\n" + "\n".join(block.lines) + "\n```"
 

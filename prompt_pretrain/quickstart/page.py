@@ -2,8 +2,8 @@
 
 import os
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,26 +34,48 @@ _SHOWN_SHAPES = ("star", "heart", "fish", "house", "ring", "leaf")
 _SERIES = ("base classes", "novel classes")
 
 
+@dataclass(frozen=True)
+class Chapter:
+    """What a further part of a quickstart adds to the report.
+
+    Attributes:
+        lead: for the paragraph that opens the page.
+        facts: numbers that one reads first, with their meaning.
+        sections: titles, and what fills the section.
+        seconds: of single commands, which may have run side by side.
+        commands: titles and command lines.
+    """
+
+    lead: str
+    facts: Sequence[tuple[str, str]]
+    sections: Sequence[tuple[str, Callable[[Report], None]]]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    commands: Sequence[tuple[str, str]] = ()
+
+
 def scores(outcome: Outcome) -> dict[str, Score]:
     """Score of every row, in order."""
     return {row.name: Score.of(row) for row in outcome.comparison.rows}
 
 
-def build_report(outcome: Outcome, study: ShapeWorldStudy) -> Report:
+def build_report(outcome: Outcome, study: ShapeWorldStudy, chapters: Sequence[Chapter] = ()) -> Report:
     """The page: first what came out, then how, then how to do it again."""
     report = Report(
-        "Prompt pre-training on ShapeWorld",
+        "Open-vocabulary recognition on ShapeWorld" if chapters else "Prompt pre-training on ShapeWorld",
         footer=f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python "
         f"{platform.python_version()}, torch {torch.__version__} on {torch.get_num_threads()} threads. "
         f"CLIP: {outcome.clip_id}.",
     )
-    _add_summary(report, outcome)
+    _add_summary(report, outcome, chapters)
     _add_accuracy(report, outcome)
     _add_samples(report, outcome)
+    for title, fill in (section for chapter in chapters for section in chapter.sections):
+        report.section(title)
+        fill(report)
     _add_training(report, outcome)
     _add_space(report, outcome, study)
     _add_prompt(report, outcome)
-    _add_steps(report, outcome)
+    _add_steps(report, outcome, chapters)
     return report
 
 
@@ -107,22 +129,24 @@ def readme_picture(outcome: Outcome) -> Figure:
     return figure
 
 
-def _add_summary(report: Report, outcome: Outcome) -> None:
+def _add_summary(report: Report, outcome: Outcome, chapters: Sequence[Chapter]) -> None:
     recipe, found = outcome.plan.recipe, scores(outcome)
     hard, best = found[HARD_NAME], found[outcome.best]
     report.add(
         Text(
             f"A prompt of a few learned vectors was pre-trained for a frozen CLIP on {recipe.num_classes:,} classes of "
             "ShapeWorld, a synthetic world of coloured, textured shapes. Without further training it then classified "
-            f"new images of these classes, and of {recipe.num_novel:,} novel classes that no training image showed.",
+            f"new images of these classes, and of {recipe.num_novel:,} novel classes that no training image showed."
+            + "".join(f" {chapter.lead}" for chapter in chapters),
             lead=True,
         ),
         Facts(
             [
                 (f"{hard.base:.1f} → {best.base:.1f} %", "base classes: hard prompt → learned prompt"),
                 (f"{hard.novel:.1f} → {best.novel:.1f} %", "novel classes: hard prompt → learned prompt"),
+                *(fact for chapter in chapters for fact in chapter.facts),
                 (f"{sum(outcome.image_counts.values()):,}", "images drawn and encoded once"),
-                (_duration(sum(outcome.seconds.values())), "for all steps on this machine"),
+                (duration(sum(outcome.seconds.values())), "for all steps on this machine"),
             ]
         ),
         Text(
@@ -149,8 +173,9 @@ def _add_accuracy(report: Report, outcome: Outcome) -> None:
     caption = (
         f"Top-1 accuracy in percent on {outcome.image_counts['base test']:,} base and "
         f"{outcome.image_counts['novel test']:,} novel test images. Hard prompt: `{HARD_PROMPT}`; guessing at random "
-        f"would give {100 / recipe.num_classes:.2f} and {100 / recipe.num_novel:.2f}. Alignment (distance of an image "
-        "to its class) and uniformity (crowding of the classes) are better the lower they are. One seed."
+        f"would give {100 / recipe.num_classes:.2f} and {100 / recipe.num_novel:.2f}. Shuffled embeddings are those of "
+        f"“{outcome.best}” in random order. Alignment (distance of an image to its class) and uniformity (crowding of "
+        "the classes) are better the lower they are. One seed."
     )
     report.section("Zero-shot accuracy")
     report.add(
@@ -275,14 +300,18 @@ def _add_prompt(report: Report, outcome: Outcome) -> None:
     )
 
 
-def _add_steps(report: Report, outcome: Outcome) -> None:
+def _add_steps(report: Report, outcome: Outcome, chapters: Sequence[Chapter]) -> None:
     total = sum(outcome.seconds.values())
-    rows = [[name, _duration(seconds)] for name, seconds in outcome.seconds.items()]
+    rows = [[name, duration(seconds)] for name, seconds in outcome.seconds.items()]
+    single = [[title, duration(seconds)] for chapter in chapters for title, seconds in chapter.seconds.items()]
+    commands = [*outcome.commands, *(command for chapter in chapters for command in chapter.commands)]
     report.section("Time and commands")
+    report.add(Table(["step", "time"], [*rows, ["all steps", duration(total)]], strong=[len(rows)]))
+    if single:
+        report.add(Table(["command of the last step", "time"], single, "Two at a time where there are two cores."))
     report.add(
-        Table(["step", "time"], [*rows, ["all steps", _duration(total)]], strong=[len(rows)]),
         Text("The same steps one by one; each command explains itself with `--help`."),
-        Commands([line for title, command in outcome.commands for line in (f"# {title}", command)]),
+        Commands([line for title, command in commands for line in (f"# {title}", command)]),
     )
 
 
@@ -331,7 +360,8 @@ def _pair(score: Score) -> dict[str, float]:
     return dict(zip(_SERIES, (score.base, score.novel), strict=True))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """ "42 s" or "3 min 07 s"."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"

@@ -4,7 +4,10 @@ import pytest
 from PIL import Image
 
 from prompt_pretrain.command_line import run_command
-from tools.quickstart import main
+from prompt_pretrain.quickstart import steps
+from prompt_pretrain.quickstart.steps import Plan
+from prompt_pretrain.shapeworld.writers import Recipe
+from tools.quickstart import ROOT, main
 
 CONFIG = {
     "embed_dim": 16,
@@ -12,6 +15,19 @@ CONFIG = {
     "vision_cfg": {"image_size": 64, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
 }
+PLAN = Plan(
+    Recipe(num_classes=32, num_novel=16, images_per_class=6, val_per_class=2),
+    (16, None),
+    ("OPTIM.MAX_EPOCH", "2", "DATALOADER.TRAIN_X.BATCH_SIZE", "64"),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prepared():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "tools"))
+        patch.setattr(steps, "FAST_PLAN", PLAN)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +36,7 @@ def finished(tmp_path_factory):
     (root / "clip.json").write_text(json.dumps(CONFIG))
     arguments = [
         *("--fast", "--output", str(root / "out"), "--clip", str(root / "clip.json"), "--workers", "1"),
-        *("--readme-picture", str(root / "readme.png")),
+        *("--readme-picture", str(root / "readme.png"), "--classification-only"),
     ]
     assert run_command(main, arguments) == 0
     return root, arguments
@@ -31,10 +47,11 @@ def test_page_text_json_pictures_prompts_and_embeddings_are_written(finished):
     out = root / "out"
     page = (out / "report.html").read_text()
     content = json.loads((out / "report.json").read_text())
-    assert list(content["scores"]) == ["hard prompt", "80 templates", "POMP, K = 16", "POMP, K = all"]
+    rows = ["shuffled embeddings", "hard prompt", "80 templates", "POMP, K = 16", "POMP, K = all"]
+    assert list(content["scores"]) == rows
     for name, score in content["scores"].items():
         assert f"<td>{name}</td><td>{score['base']:.1f}</td><td>{score['novel']:.1f}</td>" in page
-    assert content["images"] == {"training": 320, "base test": 128, "novel test": 64}
+    assert content["images"] == {"training": 161, "base test": 64, "novel test": 32}
     assert (out / "report.md").read_text().startswith("# Prompt pre-training on ShapeWorld")
     figures = {path.stem for path in (out / "figures").glob("*.png")}
     assert {"accuracy", "accuracy_by_k", "samples_base", "samples_novel", "loss", "held_out"} < figures
