@@ -139,13 +139,19 @@ def detector_part(detector: Detector, image_size: tuple[int, int]) -> Exportable
         {"image": _picture(image_size, seed), "class_embeddings": _rows(classes, embed_dim, seed)}
         for seed, classes in enumerate((5, 8))
     ]
-    masks = ("masks",) if model.roi_heads.mask_on else ()
+    outputs: dict[str, tuple[int | str, ...]] = {
+        "boxes": ("detections", 4),
+        "scores": ("detections",),
+        "classes": ("detections",),
+    }
+    if model.roi_heads.mask_on:
+        outputs["masks"] = ("detections", *[2 * detector.cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION] * 2)
     return Exportable(
         name="detector",
         module=DetectorGraph(model, image_size, padded).eval(),
         inputs=inputs[0],
         sizes={"class_embeddings": {0: "classes"}},
-        outputs=("boxes", "scores", "classes", *masks),
+        outputs=outputs,
         others=inputs[1:],
         facts={
             "image": f"{detector.cfg.INPUT.FORMAT}, values 0 to 255, {height} x {width} pixels",

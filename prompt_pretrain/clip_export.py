@@ -99,7 +99,7 @@ def image_tower(clip: Clip) -> Exportable:
         module=ImageTower(clip).eval(),
         inputs={"images": first},
         sizes={"images": {0: "images"}},
-        outputs=("image_features",),
+        outputs={"image_features": ("images", clip.embed_dim)},
         others=({"images": second},),
         facts=_facts(clip),
     )
@@ -117,7 +117,7 @@ def classifier(clip: Clip) -> Exportable:
         module=ZeroShotImageClassifier(clip).eval(),
         inputs=inputs[0],
         sizes={"images": {0: "images"}, "class_embeddings": {0: "classes"}},
-        outputs=("logits",),
+        outputs={"logits": ("images", "classes")},
         others=inputs[1:],
         facts=_facts(clip) | {"logit_scale": clip.logit_scale},
     )
@@ -156,7 +156,7 @@ def text_tower(clip: Clip, prompt: SoftPrompt | None = None) -> Exportable:
         module=PromptedTextTower(tower, ctx, eot).eval(),
         inputs={"tokens": rows[0]},
         sizes={"tokens": {0: "texts"}},
-        outputs=("text_features",),
+        outputs={"text_features": ("texts", clip.embed_dim)},
         others=({"tokens": rows[1]},),
         facts={
             "clip": clip.clip_id,

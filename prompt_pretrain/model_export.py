@@ -37,7 +37,7 @@ class Exportable:
         module: takes tensors only, gives a tensor or a tuple of them; in evaluation mode.
         inputs: examples by argument name, in the order of ``forward``.
         sizes: per input the axes of any size, and what they count: ``{"class_embeddings": {0: "classes"}}``.
-        outputs: their names.
+        outputs: their shapes by name, in the order that the module gives them; a text is an axis of any size.
         others: further inputs, of other sizes where those vary, that the files are checked with.
         facts: whatever else a user must know, for the description beside the files.
     """
@@ -46,7 +46,7 @@ class Exportable:
     module: nn.Module
     inputs: Mapping[str, Tensor]
     sizes: Mapping[str, Mapping[int, str]]
-    outputs: tuple[str, ...]
+    outputs: Mapping[str, tuple[int | str, ...]]
     others: Sequence[Mapping[str, Tensor]]
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -66,7 +66,8 @@ class Exportable:
             }
             for name, each in self.inputs.items()
         ]
-        return {"part": self.name, "inputs": inputs, "outputs": list(self.outputs)} | dict(self.facts)
+        outputs = [{"name": name, "shape": list(shape)} for name, shape in self.outputs.items()]
+        return {"part": self.name, "inputs": inputs, "outputs": outputs} | dict(self.facts)
 
 
 def export_program(part: Exportable) -> torch.export.ExportedProgram:
@@ -146,7 +147,7 @@ def program_outputs(path: str | os.PathLike, inputs: Mapping[str, Tensor]) -> tu
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         found = torch.export.load(os.fspath(path)).module()(**inputs)
-    return found if isinstance(found, tuple | list) else (found,)
+    return tuple(found) if isinstance(found, tuple | list) else (found,)
 
 
 def onnx_outputs(path: str | os.PathLike, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

@@ -77,14 +77,13 @@ class RegionClassifier(nn.Module):
         self.register_buffer("outside", outside.reshape(3, 1, 1))
         self.register_buffer("mean", adapter.pixel_mean[0])
         self.register_buffer("std", adapter.pixel_std[0])
-        self.register_buffer("no_object", adapter.non_object_embedding.detach())
 
     def forward(self, image: Tensor, masks: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         binary = masks > self.threshold
         crops = self.crops((image - self.mean) / self.std, masks if self.matting else binary.to(masks.dtype), binary)
         features = F.normalize(encode_images(self.clip, crops), dim=1)
-        classes = torch.cat([rows, F.normalize(self.no_object, dim=1)])
-        return similarity_logits(classes, features).softmax(-1)[:, :-1], binary.flatten(1).any(1)
+        # "No object" is no rival here, unlike among the queries.
+        return similarity_logits(rows, features).softmax(-1), binary.flatten(1).any(1)
 
     def crops(self, image: Tensor, weights: Tensor, binary: Tensor) -> Tensor:
         """(Q, 3, side, side) as of ``resize_crops``, by products with matrices. Of an empty mask: nothing of use."""
@@ -121,7 +120,7 @@ def segmenter_part(segmenter: Segmenter, image_size: tuple[int, int]) -> Exporta
         module=SegmenterGraph(model, image_size, padded).eval(),
         inputs=inputs[0],
         sizes=classes | ({"seen": {0: "classes"}} if model.clip_ensemble else {}),
-        outputs=("sem_seg",),
+        outputs={"sem_seg": ("classes", height, width)},
         others=inputs[1:],
         facts={
             "image": f"{segmenter.cfg.INPUT.FORMAT}, values 0 to 255, {height} x {width} pixels",

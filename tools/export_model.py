@@ -10,6 +10,7 @@ and outputs. ONNX needs: pip install -c constraints.txt -e '.[export]'. Settings
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _CLIP_PARTS = ("classifier", "image-tower", "text-tower")
 _MODEL_PARTS = {"detector": "detection", "segmenter": "segmentation"}
 _FORMATS = ("torch", "onnx")
+_SUFFIXES = (".pt2", ".onnx", ".json")
 _MOST_PIXELS = 4096  # of a side
 
 
@@ -99,7 +101,7 @@ def check_options(args: argparse.Namespace) -> None:
     """Fail for what is wrong whatever the model is.
 
     Raises:
-        InputError: options that are missing, belong to other parts or are out of range; an output that is a folder.
+        InputError: options that are missing, belong to other parts or are out of range.
     """
     clip = {"--clip": args.clip, "--clip-weights": args.clip_weights, "--prompt": args.prompt}
     model = {"--config-file": args.config_file, "--weights": args.weights, "--image-size": args.image_size}
@@ -120,9 +122,27 @@ def check_options(args: argparse.Namespace) -> None:
         raise InputError(f"--image-size {args.image_size}: sides must lie between 1 and {_MOST_PIXELS} pixels")
     if not args.tolerance > 0:
         raise InputError(f"--tolerance {args.tolerance}: it must be positive")
+    check_output(args)
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Fail now rather than after the graph is made where files could not be written, or would replace an input.
+
+    Raises:
+        InputError: a folder, a suffix, a place without permission, the path of an input.
+    """
     output = Path(args.output)
     if output.is_dir():
         raise InputError(f"--output {output} is a folder; give the files' path without suffix, such as {output}/model")
+    if output.suffix in _SUFFIXES:
+        raise InputError(f"--output {output}: leave out {output.suffix}, each file gets its own suffix")
+    folder = next(parent for parent in output.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write below {folder}; choose another --output")
+    written = [path for path in (Path(f"{output}{suffix}") for suffix in _SUFFIXES) if path.exists()]
+    for name in (args.clip, args.clip_weights, args.prompt, args.config_file, args.weights):
+        if name and any(os.path.exists(name) and path.samefile(name) for path in written):
+            raise InputError(f"--output {output} would replace {name}; choose another --output")
 
 
 def clip_part(args: argparse.Namespace) -> "Exportable":

@@ -29,6 +29,11 @@ def part() -> Exportable:
     return detector_part(load(), SIZE)
 
 
+@pytest.fixture(scope="module")
+def program(part) -> torch.export.ExportedProgram:
+    return export_program(part)
+
+
 def of_model(detector: Detector, inputs: dict[str, torch.Tensor]) -> Instances:
     detector.set_classes(ClassEmbeddings(inputs["class_embeddings"]))
     with torch.no_grad():
@@ -41,7 +46,7 @@ def of_model(detector: Detector, inputs: dict[str, torch.Tensor]) -> Instances:
         (),
         ("MODEL.ROI_HEADS.ONE_CLASS_PER_PROPOSAL", True, "MODEL.MASK_ON", False),
         ("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", False, "MODEL.ROI_BOX_HEAD.MULT_PROPOSAL_SCORE", False),
-        ("MODEL.CENTERNET.INFERENCE_TH", 0.2, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.2),
+        ("MODEL.CENTERNET.INFERENCE_TH", 0.0115, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.2),  # some of the places
         ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.99),  # nothing is found
     ],
 )
@@ -51,7 +56,7 @@ def test_graph_finds_what_the_model_finds(overrides):
     for inputs in (part.inputs, *part.others):
         expected = of_model(detector, inputs)
         found = dict(zip(part.outputs, part.run(inputs), strict=True))
-        assert len(expected) == (0 if 0.99 in overrides else 5)
+        assert len(expected) == 0 if 0.99 in overrides else 0 < len(expected) <= 5
         torch.testing.assert_close(found["boxes"], expected.pred_boxes.tensor)
         torch.testing.assert_close(found["scores"], expected.scores)
         assert torch.equal(found["classes"], expected.pred_classes)
@@ -59,17 +64,19 @@ def test_graph_finds_what_the_model_finds(overrides):
             torch.testing.assert_close(found["masks"], expected.pred_masks[:, 0])
 
 
-def test_classes_stay_open_in_the_program(part):
-    graph = export_program(part).module()
+def test_classes_stay_open_in_the_program(part, program):
+    graph = program.module()
     for inputs in (part.inputs, *part.others):
         assert difference(graph(**inputs), part.run(inputs)) < 1e-5
     assert part.describe()["inputs"][1] == {"name": "class_embeddings", "type": "float32", "shape": ["classes", 64]}
+    for each, found in zip(part.describe()["outputs"], part.run(part.inputs), strict=True):
+        assert each["shape"] == ["detections", *found.shape[1:]]
 
 
 @needs_onnx
 @pytest.mark.slow
-def test_onnxruntime_finds_the_same(part, tmp_path: Path):
-    export_onnx(part, export_program(part), tmp_path / "a.onnx")
+def test_onnxruntime_finds_the_same(part, program, tmp_path: Path):
+    export_onnx(part, program, tmp_path / "a.onnx")
     for inputs in (part.inputs, *part.others):
         assert difference(onnx_outputs(tmp_path / "a.onnx", inputs), part.run(inputs)) < 1e-4
 

@@ -69,7 +69,9 @@ def test_graphs_serve_other_numbers_of_texts(clip):
 
 
 def test_descriptions_name_axes_of_any_size(clip):
-    images, rows = classifier(clip).describe()["inputs"]
+    described = classifier(clip).describe()
+    images, rows = described["inputs"]
+    assert described["outputs"] == [{"name": "logits", "shape": ["images", "classes"]}]
     assert images == {"name": "images", "type": "float32", "shape": ["images", 3, 16, 16]}
     assert rows["shape"] == ["classes", 12]
     facts = text_tower(clip, SoftPrompt.random(2, 16)).describe()

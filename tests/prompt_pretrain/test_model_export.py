@@ -42,7 +42,7 @@ class Gamma(nn.Module):
 def part_of(module: nn.Module, **inputs: Tensor) -> Exportable:
     others = {name: torch.cat([each, each]) for name, each in inputs.items()}
     sizes = {name: {0: "rows"} for name in inputs}
-    outputs = tuple(f"out{i}" for i in range(len(inputs)))
+    outputs = {f"out{i}": ("rows",) for i in range(len(inputs))}
     return Exportable("tower", module.eval(), inputs, sizes, outputs, (others,))
 
 

@@ -9,7 +9,7 @@ import segmentation
 from detectron2.config import CfgNode
 from prompt_pretrain.class_embeddings import ClassEmbeddings
 from prompt_pretrain.errors import InputError
-from prompt_pretrain.model_export import difference, export_onnx, export_program, onnx_outputs
+from prompt_pretrain.model_export import Exportable, difference, export_onnx, export_program, onnx_outputs
 from segmentation.api import Segmenter
 from segmentation.export import segmenter_part
 from tests.export_packages import needs_onnx
@@ -57,20 +57,28 @@ def test_graph_scores_as_the_model_does(adapter):
         assert difference(part.run(inputs), [of_model(segmenter, inputs)]) < 1e-4
 
 
-def test_classes_stay_open_in_the_program():
-    part = segmenter_part(load(), SIZE)
-    program = export_program(part)
+@pytest.fixture(scope="module")
+def part() -> Exportable:
+    return segmenter_part(load(), SIZE)
+
+
+@pytest.fixture(scope="module")
+def program(part) -> torch.export.ExportedProgram:
+    return export_program(part)
+
+
+def test_classes_stay_open_in_the_program(part, program):
     assert not any("token_embedding" in name for name in program.state_dict)  # no text tower
     graph = program.module()
     for inputs in (part.inputs, *part.others):
         assert difference((graph(**inputs),), part.run(inputs)) < 1e-4
+    assert part.describe()["outputs"] == [{"name": "sem_seg", "shape": ["classes", *SIZE]}]
 
 
 @needs_onnx
 @pytest.mark.slow
-def test_onnxruntime_scores_the_same(tmp_path: Path):
-    part = segmenter_part(load(), SIZE)
-    export_onnx(part, export_program(part), tmp_path / "a.onnx")
+def test_onnxruntime_scores_the_same(part, program, tmp_path: Path):
+    export_onnx(part, program, tmp_path / "a.onnx")
     for inputs in (part.inputs, *part.others):
         assert difference(onnx_outputs(tmp_path / "a.onnx", inputs), part.run(inputs)) < 1e-4
 
