@@ -26,7 +26,9 @@ class LabelPlacer:
 
         Where everything is full, the place with the least overlap.
         """
-        return self._take(size, _around(size, box))
+        place = self._take(size, _around(size, box))
+        assert place is not None  # some corner is always the best
+        return place
 
     def at_point(self, size: Size, point: tuple[float, float]) -> tuple[int, int] | None:
         """Top left corner for a label centred at ``point`` or close to it; None where there is no free place."""
