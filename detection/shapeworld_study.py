@@ -233,7 +233,8 @@ class DetectionStudy:
             return found | {"novel": metrics["APr"], "common": metrics["APc"], "frequent": metrics["APf"]}
         for kind, names in classes_by_split(self._categories(_ANNOTATIONS[data_set])).items():
             values = [metrics[f"AP-{name}"] for name in names]
-            found[kind] = statistics.mean(value for value in values if value == value)  # classes without things: NaN
+            known = [value for value in values if value is not None and value == value]  # others have no things there
+            found[kind] = statistics.mean(known) if known else float("nan")
         return found
 
     def annotations(self, data_set: str) -> Path:

@@ -20,7 +20,7 @@ p { max-width: 78ch; margin: 8px 0 14px; }
 .lead { color: var(--soft); font-size: 1.06rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 20px 0 8px; }
 .card { padding: 14px 16px; border: 1px solid var(--line); border-radius: 10px; background: var(--tint); }
-.card b { display: block; font-size: 1.55rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
+.card b { display: block; font-size: 1.4rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .card span { color: var(--soft); font-size: .9rem; }
 .scroll { overflow-x: auto; margin: 14px 0; }
 table { border-collapse: collapse; min-width: 50%; font-variant-numeric: tabular-nums; }
@@ -34,7 +34,7 @@ tr.strong td { font-weight: 650; background: #eef6fb; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); gap: 26px;
   margin: 18px 0; align-items: start; }
 figure { margin: 0; }
-figure img { display: block; width: 100%; max-width: 640px; height: auto; }
+figure img { display: block; max-width: min(100%, 640px); max-height: 600px; }
 figcaption { margin-top: 6px; color: var(--soft); font-size: .92rem; max-width: 62ch; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: 12px 14px; border: 1px solid var(--line);
   border-radius: 8px; background: var(--tint);
@@ -44,8 +44,9 @@ footer { margin-top: 48px; padding-top: 14px; border-top: 1px solid var(--line);
   body { padding: 18px 14px 40px; font-size: 15.5px; }
   h1 { font-size: 1.5rem; }
   th, td { padding-right: 10px; font-size: .88rem; }
+  td.text { min-width: 8ch; }
   .cards { grid-template-columns: 1fr 1fr; }
-  .card b { font-size: 1.3rem; }
+  .card b { font-size: 1.2rem; }
 }
 """
 

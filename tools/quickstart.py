@@ -8,15 +8,18 @@ Some ten minutes on two cores. Writes output/quickstart/report.html; an interrup
 """
 
 import argparse
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prompt_pretrain.command_line import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
+_FINISHED = "finished.json"
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -30,12 +33,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes that draw and read images")
     add("--config-file", default="configs/prompt_pretrain/shapeworld_tiny.yaml", help="settings of the training runs")
     add("--clip", default="shapeworld-tiny", help="CLIP to use (default: the packaged tiny one)")
-    add("--readme-picture", metavar="PNG", help="also draw the picture that the README shows")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
+    folder = Path(args.output or ("output/quickstart_fast" if args.fast else "output/quickstart"))
+    identity = _identity(args)
+    finished = _finished(folder, identity)
+    if finished:
+        print(finished)
+        return 0
     # Loads torch, open_clip, detectron2 and matplotlib: after the options are known to be right.
     import logging
 
@@ -44,15 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from quickstart_parts.tool_run import repository_path
 
     from prompt_pretrain.atomic_files import write_json
-    from prompt_pretrain.plots import save_png
     from prompt_pretrain.pretrain import TrainingInterrupted
-    from prompt_pretrain.quickstart.page import as_json, build_report, readme_picture, text_table
+    from prompt_pretrain.quickstart.page import as_json, build_report, text_table
     from prompt_pretrain.quickstart.steps import FAST_PLAN, FULL_PLAN, Quickstart
     from prompt_pretrain.shapeworld_study import ShapeWorldStudy
 
     logging.getLogger().setLevel(logging.WARNING)  # bars and titles say it all
     plan, scene_plan = (FAST_PLAN, FAST_SCENES) if args.fast else (FULL_PLAN, FULL_SCENES)
-    folder = Path(args.output or ("output/quickstart_fast" if args.fast else "output/quickstart"))
     study = ShapeWorldStudy(
         folder,
         plan.recipe,
@@ -93,10 +99,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     page = build_report(outcome, study, [scene_chapter(scenes)] if scenes else []).save(folder)
     write_json(folder / "report.json", as_json(outcome) | (scene_numbers(scenes) if scenes else {}))
-    if args.readme_picture:
-        save_png(args.readme_picture, readme_picture(outcome), dpi=110)
-    print("\n" + "\n\n".join([text_table(outcome), *([scene_text(scenes)] if scenes else []), f"report: {page}"]))
+    text = "\n\n".join([text_table(outcome), *([scene_text(scenes)] if scenes else []), f"report: {page}"])
+    write_json(folder / _FINISHED, {"identity": identity, "text": text})
+    print(f"\n{text}")
     return 0
+
+
+def _identity(args: argparse.Namespace) -> str:
+    """Hash of what the report depends on: options that matter, and the code that decides what is done and shown."""
+    folders = (ROOT / "tools" / "quickstart_parts", ROOT / "prompt_pretrain" / "quickstart", ROOT / "prompt_pretrain")
+    sources = [Path(__file__), *(path for folder in folders for path in sorted(folder.glob("*.py")))]
+    digest = hashlib.sha256(repr((args.fast, args.classification_only, args.clip, args.config_file)).encode())
+    for path in sources:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _finished(folder: Path, identity: str) -> str:
+    """What an equal, finished run said; "" if there is none."""
+    with suppress(OSError, ValueError):
+        found = json.loads((folder / _FINISHED).read_text(encoding="utf-8"))
+        if found["identity"] == identity and (folder / "report.html").is_file():
+            return found["text"]
+    return ""
 
 
 def _announce(step: int, steps: int, text: str, remaining: float) -> None:

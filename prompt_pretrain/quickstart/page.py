@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -14,8 +14,6 @@ from prompt_pretrain.class_texts import ClassTexts
 from prompt_pretrain.plots import (
     OTHERS,
     Curve,
-    draw_sample,
-    grouped_bars,
     plot_curves,
     plot_grouped_bars,
     plot_projection,
@@ -41,6 +39,7 @@ class Chapter:
     Attributes:
         lead: for the paragraph that opens the page.
         facts: numbers that one reads first, with their meaning.
+        pictures: that one sees first.
         sections: titles, and what fills the section.
         seconds: of single commands, which may have run side by side.
         commands: titles and command lines.
@@ -48,6 +47,7 @@ class Chapter:
 
     lead: str
     facts: Sequence[tuple[str, str]]
+    pictures: Sequence[Picture]
     sections: Sequence[tuple[str, Callable[[Report], None]]]
     seconds: Mapping[str, float] = field(default_factory=dict)
     commands: Sequence[tuple[str, str]] = ()
@@ -106,32 +106,10 @@ def text_table(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def readme_picture(outcome: Outcome) -> Figure:
-    """Some test images with the prompt's guesses, and the accuracies beside them."""
-    found = scores(outcome)
-    with style():
-        figure = Figure(figsize=(11.5, 4.9))
-        figure.set_layout_engine("none")
-        places = figure.add_gridspec(2, 4, left=0.01, right=0.6, top=0.84, bottom=0.11, hspace=0.55, wspace=0.1)
-        for index, sample in enumerate(outcome.samples[:8]):
-            axes = figure.add_subplot(places[index // 4, index % 4])
-            axes.axis("off")
-            draw_sample(axes, replace(sample, guesses={"POMP": sample.guesses["POMP"]}), fontsize=8.5, line_width=26)
-        axes = figure.add_axes((0.74, 0.17, 0.25, 0.67))
-        grouped_bars(axes, {name: _pair(score) for name, score in found.items()})
-        axes.set_xlabel("top-1 accuracy (%)")
-        for x, title in (
-            (0.015, "Unseen images: true class above, best guess below"),
-            (0.63, "Zero-shot classification"),
-        ):
-            figure.text(x, 0.965, title, ha="left", fontsize=12, fontweight="bold")
-        figure.legend(*axes.get_legend_handles_labels(), loc=(0.73, 0.86), ncols=2)
-    return figure
-
-
 def _add_summary(report: Report, outcome: Outcome, chapters: Sequence[Chapter]) -> None:
     recipe, found = outcome.plan.recipe, scores(outcome)
     hard, best = found[HARD_NAME], found[outcome.best]
+    first = [picture for chapter in chapters for picture in chapter.pictures]
     report.add(
         Text(
             f"A prompt of a few learned vectors was pre-trained for a frozen CLIP on {recipe.num_classes:,} classes of "
@@ -142,13 +120,14 @@ def _add_summary(report: Report, outcome: Outcome, chapters: Sequence[Chapter]) 
         ),
         Facts(
             [
-                (f"{hard.base:.1f} → {best.base:.1f} %", "base classes: hard prompt → learned prompt"),
-                (f"{hard.novel:.1f} → {best.novel:.1f} %", "novel classes: hard prompt → learned prompt"),
+                (f"{hard.base:.1f} → {best.base:.1f}", "accuracy on base classes: hard → learned prompt, %"),
+                (f"{hard.novel:.1f} → {best.novel:.1f}", "accuracy on novel classes: hard → learned prompt, %"),
                 *(fact for chapter in chapters for fact in chapter.facts),
                 (f"{sum(outcome.image_counts.values()):,}", "images drawn and encoded once"),
                 (duration(sum(outcome.seconds.values())), "for all steps on this machine"),
             ]
         ),
+        *([Pictures(first)] if first else []),
         Text(
             f"The learned prompt shown here is “{outcome.best}”: the best one on images held out from training. "
             "Accuracy is overall top-1. Base images are classified among the base classes, novel images among the "

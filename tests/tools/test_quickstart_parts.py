@@ -187,7 +187,8 @@ def scene_steps_inputs(run: ToolRun) -> list[Path]:
 def _metrics(steps: SceneSteps, name: str) -> dict[str, Any]:
     metrics = {"AP": 12.5, "AP50": 20.5, "APr": 6.5, "APc": 7.0, "APf": 8.0}
     categories = json.loads(steps.detection.annotations(name).read_text())["categories"]
-    return {"bbox": metrics | {f"AP-{category['name']}": 4.5 for category in categories}}
+    per_class = {f"AP-{category['name']}": 4.5 for category in categories}
+    return {"bbox": metrics | per_class | {f"AP-{categories[0]['name']}": None}}  # a class without things
 
 
 def test_the_report_shows_rows_pictures_losses_times_and_commands(steps: SceneSteps) -> None:
@@ -196,6 +197,7 @@ def test_the_report_shows_rows_pictures_losses_times_and_commands(steps: SceneSt
     assert tuple(outcome.detection) == tuple(outcome.segmentation) == tuple(reversed(ROWS))
     assert outcome.losses["detector"] == [{"iteration": 19, "total_loss": 3.0}]  # half a line is left out
     chapter = scene_chapter(outcome)
+    assert [picture.name.split("_")[1] for picture in chapter.pictures] == ["detector", "segmenter"]
     report = Report("test")
     for title, fill in chapter.sections:
         report.section(title)

@@ -1,6 +1,7 @@
 """What the report of the quickstart tells of detector and segmenter."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from prompt_pretrain.shapeworld_study import HARD_PROMPT
 from segmentation.shapeworld_study import FOREIGN, SOURCE
 
 __all__ = ["scene_chapter", "scene_numbers", "scene_text"]
-_DETECTION_TITLES = dict(zip(DETECTION_SETS, ("trained on", "COCO's format", "Objects365's format"), strict=True))
-_SEGMENTATION_TITLES = {SOURCE: "trained on"} | {name: f"{title}'s format" for name, title in FOREIGN.items()}
+_DETECTION_TITLES = dict(zip(DETECTION_SETS, ("own", "COCO", "Objects365"), strict=True))
+_SEGMENTATION_TITLES = {SOURCE: "own", **FOREIGN}
 _SAME_WEIGHTS = (
     f"All rows have the same weights, trained with the embeddings of {POMP}; only those of the evaluation differ. "
     f"`{HARD_PROMPT}` is the hard prompt. Shuffled embeddings are those of {POMP} with rows in random order: what "
@@ -35,6 +36,7 @@ def scene_chapter(outcome: SceneOutcome) -> Chapter:
             (_change(detection, LVIS, "novel"), "detection, AP of novel classes: shuffled → POMP"),
             (_change(segmentation, SOURCE, "unseen"), "segmentation, mIoU of unseen classes: shuffled → POMP"),
         ),
+        pictures=_first_pictures(outcome),
         sections=(
             ("Open-vocabulary detection", lambda report: _add_detection(report, outcome)),
             ("Open-vocabulary segmentation", lambda report: _add_segmentation(report, outcome)),
@@ -87,7 +89,8 @@ def _add_detection(report: Report, outcome: SceneOutcome) -> None:
         Table(
             ["scenes", "class embeddings", "AP", "AP50", "AP novel"],
             rows,
-            "Box AP in percent over all classes; the last column over novel classes alone. One seed.",
+            "Box AP in percent over all classes; the last column over novel classes alone. Own: new scenes like those "
+            "of the training. One seed.",
             strong=_strong(rows),
             text_columns=[0, 1],
         ),
@@ -130,6 +133,16 @@ def _add_segmentation(report: Report, outcome: SceneOutcome) -> None:
     )
 
 
+def _first_pictures(outcome: SceneOutcome) -> list[Picture]:
+    """One of the detector, one of the segmenter."""
+    first = []
+    for model in ("detector", "segmenter"):
+        title = next(title for title in outcome.pictures if model in title)
+        path, truth = outcome.pictures[title][0]
+        first.append(replace(_overlay(title, path, truth), name=f"first_{model}"))
+    return first
+
+
 def _numbers(metrics: Mapping[str, float], names: Sequence[str]) -> list[str]:
     return [f"{metrics[name]:.1f}" for name in names]
 
@@ -144,7 +157,7 @@ def _bars(kind: str, results: Mapping[str, Any], titles: Mapping[str, str], metr
     return Picture(
         f"{kind}_rows",
         png_bytes(figure),
-        "Names that mean something beat shuffled ones on every set of classes.",
+        "What true names give beyond shuffled ones, on scenes like those of the training and on other data sets.",
         f"bar chart of {metric} for shuffled embeddings, the hard prompt and POMP on each data set",
     )
 

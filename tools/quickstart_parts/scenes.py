@@ -35,7 +35,7 @@ _FORMATS = {  # segmentation set -> kind and field of the worlds
     SOURCE: "coco_stuff",
     **dict(zip(FOREIGN, ("voc", "ade20k", "pascal_context"), strict=True)),
 }
-_SHAPES = "star,heart,fish,house,ring,leaf,moon,arrow"
+_SHAPES = "star,heart,fish,house,ring,leaf,gear,cross"
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _worlds(
 
 FULL_SCENES = ScenePlan(*_worlds(60, 20, 500, 100, 60), detector_steps=600, segmenter_steps=1600)
 FAST_SCENES = ScenePlan(
-    *_worlds(30, 10, 200, 40, 24), detector_steps=120, segmenter_steps=300, pictures=2, expected=(8.0, 80.0)
+    *_worlds(30, 10, 200, 40, 24), detector_steps=240, segmenter_steps=700, pictures=2, expected=(8.0, 130.0)
 )
 
 
