@@ -1,6 +1,7 @@
 """Documents and packaging against the code: links, settings and commands that they name exist; pins are complete."""
 
 import argparse
+import fnmatch
 import functools
 import importlib.metadata
 import importlib.util
@@ -8,7 +9,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -63,6 +64,22 @@ def test_named_settings_exist(document):
 def test_commands_would_be_understood(document, monkeypatch, capsys):
     commands = list(commands_of(document.read_text(encoding="utf-8")))
     assert [fault for command in commands for fault in faults_of(command, monkeypatch, capsys)] == []
+
+
+@pytest.mark.parametrize("task", ["prompt_pretrain", "detection", "segmentation"])
+def test_every_experiment_is_described(task):
+    folder = ROOT / "configs" / task
+    names = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")}
+    bases = {name for name in names if re.search(r"(^|/)([Bb]ase|parts/|shapeworld)", name)}
+    text = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("RUN.md", "MODELS.md"))
+    words = {re.sub(rf"^configs/{task}/|\.(yaml|pth)$", "", word) for word in re.findall(r"[\w./*+-]*[\w*]", text)}
+    patterns = [word for word in words if re.search(r"\w{3}", word)]
+    left = {
+        name
+        for name in names - bases
+        if name.rpartition("/")[2] not in words and not any(fnmatch.fnmatchcase(name, each) for each in patterns)
+    }
+    assert sorted(left) == []
 
 
 def test_readme_is_short():
@@ -176,13 +193,16 @@ def understood_options(
     script: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> argparse.Namespace | None:
     """What the script's own parser makes of the arguments; None where it refuses them."""
-    parse = argparse.ArgumentParser.parse_args
 
-    def stop(parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
-        raise _Understood(parse(parser, *args, **kwargs))
+    def stopping(parse: Callable[..., argparse.Namespace]) -> Callable[..., None]:
+        def stop(parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
+            raise _Understood(parse(parser, *args, **kwargs))
+
+        return stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        for name in ("parse_args", "parse_intermixed_args"):  # neither calls the other
+            patch.setattr(argparse.ArgumentParser, name, stopping(getattr(argparse.ArgumentParser, name)))
         patch.setattr(sys, "argv", [str(script), *arguments])
         patch.syspath_prepend(str(script.parent))
         try:
