@@ -211,6 +211,8 @@ def understood_options(
         except _Understood as understood:
             return understood.options
         except SystemExit as left:
+            if "--help" in arguments and left.code == 0:
+                return argparse.Namespace()
             assert left.code == 2, f"{script.name} ended with {left.code} instead of reading its options"
     return None
 
