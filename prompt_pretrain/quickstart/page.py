@@ -123,7 +123,7 @@ def _add_summary(report: Report, outcome: Outcome, chapters: Sequence[Chapter]) 
                 (f"{hard.base:.1f} → {best.base:.1f}", "accuracy on base classes: hard → learned prompt, %"),
                 (f"{hard.novel:.1f} → {best.novel:.1f}", "accuracy on novel classes: hard → learned prompt, %"),
                 *(fact for chapter in chapters for fact in chapter.facts),
-                (f"{sum(outcome.image_counts.values()):,}", "images drawn and encoded once"),
+                *([] if chapters else [(f"{sum(outcome.image_counts.values()):,}", "images drawn and encoded once")]),
                 (duration(sum(outcome.seconds.values())), "for all steps on this machine"),
             ]
         ),
@@ -313,8 +313,7 @@ def _accuracy_by_k(outcome: Outcome, found: Mapping[str, Score]) -> Figure:
                 value, color=line.get_color(), linestyle=(0, (4, 3)), linewidth=1.3, label=f"{name}, hard prompt"
             )
         axes.set_ylim(bottom=0)
-        legend = axes.get_legend()
-        if legend is not None:
+        for legend in list(figure.legends):
             legend.remove()
         figure.legend(loc="outside lower center", ncols=2)
     return figure

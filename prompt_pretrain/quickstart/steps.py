@@ -159,7 +159,7 @@ class Quickstart:
             {run.name: self._log(run, "epoch") for run in plan.runs},
             {run.name: self._log(run, "train") for run in plan.runs},
             best,
-            nearest_words(load_prompt(prompts[best]).ctx, study.clip, token_ids=known_tokens(study.clip.tokenizer)),
+            self._nearest_words(prompts[best]),
             self._confusions(comparison, best),
             self._samples(prompts[best]),
             self._image_counts(),
@@ -257,6 +257,11 @@ class Quickstart:
             SamplePrediction(open_image(data.test[place].path), names[data.test[place].label], guess)
             for place, guess in zip(places, guesses, strict=True)
         ]
+
+    def _nearest_words(self, prompt: Path) -> list[list[NearestWord]]:
+        clip = self.study.clip
+        whole = [token for token in known_tokens(clip.tokenizer) if "\ufffd" not in clip.tokenizer.decode([token])]
+        return nearest_words(load_prompt(prompt).ctx, clip, token_ids=whole)
 
     def _image_counts(self) -> dict[str, int]:
         labels = self.study.test_features().labels

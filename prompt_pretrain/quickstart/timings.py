@@ -13,7 +13,7 @@ class Timings:
     """Seconds per named step, kept in a json file.
 
     A step that was interrupted goes on counting when it is taken up; one that is done keeps its time, however often it
-    is passed through again.
+    is passed through again. Killed by SIGKILL, a step forgets the time since it was last started.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,5 +1,6 @@
 """What the report of the quickstart tells of detector and segmenter."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -138,7 +139,7 @@ def _first_pictures(outcome: SceneOutcome) -> list[Picture]:
     first = []
     for model in ("detector", "segmenter"):
         title = next(title for title in outcome.pictures if model in title)
-        path, truth = outcome.pictures[title][0]
+        path, truth = outcome.pictures[title][-1]
         first.append(replace(_overlay(title, path, truth), name=f"first_{model}"))
     return first
 
@@ -189,9 +190,11 @@ def _overlays(outcome: SceneOutcome, name: str) -> list[Text | Pictures]:
     for title, pictures in outcome.pictures.items():
         if name not in title:
             continue
-        commands = dict(outcome.commands)
-        words = commands[title].partition("--custom-vocabulary ")[2].split()[:1]
-        asked = f", asked for “{words[0].replace(',', ', ')}” only" if words else ""
+        words = shlex.split(dict(outcome.commands)[title])
+        asked = ""
+        if "--custom-vocabulary" in words:
+            given = words[words.index("--custom-vocabulary") + 1].replace(",", ", ")
+            asked = f", asked for words that no training used, with a lower threshold of the score ({given})"
         blocks.append(Text(f"What the {name} finds in test scenes at fixed places of the list{asked}:"))
         blocks.append(Pictures([_overlay(title, *pair) for pair in pictures]))
     return blocks

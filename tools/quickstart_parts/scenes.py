@@ -35,7 +35,6 @@ _FORMATS = {  # segmentation set -> kind and field of the worlds
     SOURCE: "coco_stuff",
     **dict(zip(FOREIGN, ("voc", "ade20k", "pascal_context"), strict=True)),
 }
-_SHAPES = "star,heart,fish,house,ring,leaf,gear,cross"
 
 
 @dataclass(frozen=True)
@@ -186,10 +185,10 @@ class SceneSteps:
             {HARD: {prompt: HARD_PROMPT}, SHUFFLED: {prompt: str(self.prompt), "MODEL.TEST_CLASSIFIERS": str(files)}},
             self.plan.detector_steps,
         ) + (
-            self._demo("detector on test scenes", trained, self._shown_scenes(), "--confidence-threshold", "0.2"),
+            self._demo("detector on test scenes", trained, self._shown_scenes(), "--confidence-threshold", "0.3"),
             self._demo(
                 "the same detector, other words", trained, self._shown_scenes(),
-                "--custom-vocabulary", _SHAPES, "--confidence-threshold", "0.2",
+                "--custom-vocabulary", self._other_words(), "--confidence-threshold", "0.1",
             ),
         )  # fmt: skip
 
@@ -293,6 +292,11 @@ class SceneSteps:
         images = [image for image in content["images"] if image["id"] in with_novel]
         folder = self._data / "shapeworld" / "lvis" / "coco"
         return [folder / _relative(images[place]) for place in _spread(len(images), self.plan.pictures)]
+
+    def _other_words(self) -> str:
+        """The things of these scenes without their patterns, "red star": words that no training used."""
+        names = {name for of_scene in self._true_things(self._shown_scenes()).values() for name in of_scene}
+        return ",".join(sorted({" ".join(name.split()[1:]) for name in names}))
 
     def _shown_maps(self) -> list[Path]:
         images = sorted((self._data / "shapeworld" / "coco_stuff" / "coco" / "val2017").glob("*.jpg"))

@@ -63,7 +63,7 @@ class ToolRun:
 
     @property
     def seconds(self) -> float:
-        """How long it took, all the times that it was started."""
+        """How long it took, all the times that it was started, except those that ended with SIGKILL."""
         return _read(self.folder / _MARKER).get("seconds", 0.0)
 
     @property
