@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from detection.custom_vocabulary import class_texts_of
+from detection.name_merging import merge_names
 from detection.reset_classifier import reset_cls_test
 from detection.results import DetectionResult
 from detection.setup import load_config
@@ -24,7 +25,9 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
+from detectron2.structures import Instances
 from prompt_pretrain.class_embeddings import ClassEmbeddings, resolve_class_embeddings
+from prompt_pretrain.class_groups import ClassGroups
 from prompt_pretrain.class_texts import ClassTexts
 from prompt_pretrain.classification.decoding import ImageError
 from prompt_pretrain.clip import Clip
@@ -94,6 +97,7 @@ class Detector(Predictor[DetectionResult]):
         self.cfg = cfg
         self.model = model
         self.class_names = tuple(class_names)
+        self._groups: ClassGroups | None = None
         self._augmentation = _test_augmentation(cfg)
         self._rgb = cfg.INPUT.FORMAT == "RGB"
         default = cfg.INPUT.TEST_INPUT_TYPE == "default"
@@ -109,7 +113,7 @@ class Detector(Predictor[DetectionResult]):
 
     def set_classes(
         self,
-        classes: Sequence[str] | Vocabulary | ClassEmbeddings | str | os.PathLike,
+        classes: Sequence[str] | Vocabulary | ClassGroups | ClassEmbeddings | str | os.PathLike,
         *,
         prompt: ClassTexts | SoftPrompt | str | None = None,
         clip: Clip | str | None = None,
@@ -120,7 +124,8 @@ class Detector(Predictor[DetectionResult]):
         Args:
             classes: names; a vocabulary or what :func:`~prompt_pretrain.vocabulary.load_vocabulary` takes (a registered
                 name such as "lvis_v1", a .txt or .json file, a comma list); class embeddings or a file of them (.npy,
-                .safetensors), which then need no encoding.
+                .safetensors), which then need no encoding; or groups of names: the best name of a class counts, and
+                detections of background words are dropped.
             prompt: a prompt, its file, or a template. Default: the one of the config, which the model was trained with;
                 another one than that costs accuracy.
             clip: the CLIP that encodes names, or its name. Default: the one of the config.
@@ -134,6 +139,9 @@ class Detector(Predictor[DetectionResult]):
                 "this model has a learned classifier, its classes are fixed; set_classes needs a config with "
                 "MODEL.ROI_BOX_HEAD.USE_ZEROSHOT_CLS True"
             )
+        groups = classes if isinstance(classes, ClassGroups) else None
+        if groups is not None:
+            classes = groups.names
         if is_embedding_file(classes):
             classes = ClassEmbeddings.load(classes)
         if not isinstance(classes, ClassEmbeddings):
@@ -147,7 +155,8 @@ class Detector(Predictor[DetectionResult]):
             classes = embed_names(classes, names)
         classes.check(width=head.ZEROSHOT_WEIGHT_DIM)
         reset_cls_test(self.model, classes.embeddings.t().contiguous().to(self.device), len(classes))
-        self.class_names = classes.class_names or _numbered(len(classes))
+        self._groups = groups
+        self.class_names = groups.reported_names if groups else classes.class_names or _numbered(len(classes))
         return self
 
     def predict(
@@ -203,9 +212,15 @@ class Detector(Predictor[DetectionResult]):
         inputs = [{**entry, "image": entry["image"].to(self.device)} for entry in entries]
         outputs = self.model(inputs)
         return [
-            DetectionResult(output["instances"].to("cpu"), self.class_names, entry["source"], entry["index"])
+            DetectionResult(self._reported(output["instances"]), self.class_names, entry["source"], entry["index"])
             for output, entry in zip(outputs, entries, strict=True)
         ]
+
+    def _reported(self, found: Instances) -> Instances:
+        """Detections of classes, on the CPU, from those of names."""
+        if self._groups is not None:
+            found = merge_names(found, self._groups, self.cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST)
+        return found.to("cpu")
 
 
 def _read_config(config_or_name: CfgNode | str | os.PathLike, overrides: Sequence[Any]) -> CfgNode:

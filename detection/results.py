@@ -136,10 +136,11 @@ class DetectionResult:
 
     def draw(self, image: np.ndarray, min_score: float = 0.0) -> np.ndarray:
         """The image (H, W, 3) RGB uint8 with boxes, masks and names drawn over it."""
-        from detectron2.utils.visualizer import Visualizer
+        from prompt_pretrain.overlays import draw_detections
 
-        drawn = Visualizer(image, _Names(self.vocabulary))
-        return drawn.draw_instance_predictions(self.above(min_score).instances).get_image()
+        shown = self.above(min_score)
+        masks = shown.masks.numpy() if shown.masks is not None else None
+        return draw_detections(image, shown.boxes.numpy(), shown.class_names, shown.scores.tolist(), masks)
 
     def _with(self, instances: Instances) -> "DetectionResult":
         return DetectionResult(instances, self.vocabulary, self.source, self.index)
@@ -165,16 +166,6 @@ def coco_file(results: Iterable[DetectionResult]) -> dict[str, Any]:
             annotations.append({"id": len(annotations) + 1, **entry, "area": width * height, "iscrowd": 0})
     categories = [{"id": number, "name": name} for number, name in enumerate(vocabulary or (), start=1)]
     return {"images": images, "annotations": annotations, "categories": categories}
-
-
-class _Names:
-    """As much of detectron2's metadata as drawing asks for."""
-
-    def __init__(self, thing_classes: Sequence[str]) -> None:
-        self.thing_classes = list(thing_classes)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return getattr(self, key, default)
 
 
 def _first(result: DetectionResult, count: int) -> list[Detection]:

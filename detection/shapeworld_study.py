@@ -37,6 +37,11 @@ _CONFIGS = _REPOSITORY / "configs" / "detection"
 _TRAIN_NET = _REPOSITORY / "tools" / "train_net.py"
 LVIS, COCO, OBJECTS365 = "shapeworld_lvis_val", "shapeworld_coco_val", "shapeworld_objects365_val"
 _FOREIGN = {COCO: "COCO", OBJECTS365: "Objects365"}
+_ANNOTATIONS = {
+    LVIS: "lvis/lvis/lvis_v1_val.json",
+    COCO: "coco/coco/annotations/instances_val2017.json",
+    OBJECTS365: "objects365/annotations/zhiyuan_objv2_val_fixname.json",
+}
 MARKERS = ("<!-- ShapeWorld detection: begin -->", "<!-- ShapeWorld detection: end -->")
 
 
@@ -169,7 +174,7 @@ class DetectionStudy:
         content = json.loads((path.parent / "results.json").read_text(encoding="utf-8"))
         found = {
             "settings": settings,
-            "results": {name: self._metrics(name, tasks["bbox"]) for name, tasks in content.items()},
+            "results": {name: self.metrics(name, tasks["bbox"]) for name, tasks in content.items()},
             "seconds": time.monotonic() - began,
         }
         write_json(path, found)
@@ -221,19 +226,20 @@ class DetectionStudy:
         content += [self._settings(_named(run.start), seed)] if run.start else []
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
-    def _metrics(self, data_set: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, data_set: str, metrics: Mapping[str, float]) -> dict[str, float]:
         """AP and AP50 of all classes and AP of novel and of base classes, in percent."""
         found = {"AP": metrics["AP"], "AP50": metrics["AP50"]}
         if data_set == LVIS:  # its groups by frequency: novel classes are the rare ones
             return found | {"novel": metrics["APr"], "common": metrics["APc"], "frequent": metrics["APf"]}
-        file = {
-            COCO: "coco/coco/annotations/instances_val2017.json",
-            OBJECTS365: "objects365/annotations/zhiyuan_objv2_val_fixname.json",
-        }[data_set]
-        for kind, names in classes_by_split(self._categories(file)).items():
+        for kind, names in classes_by_split(self._categories(_ANNOTATIONS[data_set])).items():
             values = [metrics[f"AP-{name}"] for name in names]
-            found[kind] = statistics.mean(value for value in values if value == value)  # classes without things: NaN
+            known = [value for value in values if value is not None and value == value]  # others have no things there
+            found[kind] = statistics.mean(known) if known else float("nan")
         return found
+
+    def annotations(self, data_set: str) -> Path:
+        """The json of a test set."""
+        return self.data / FOLDER / _ANNOTATIONS[data_set]
 
     def _categories(self, file: str) -> list[dict[str, Any]]:
         return json.loads((self.data / FOLDER / file).read_text(encoding="utf-8"))["categories"]
@@ -248,10 +254,7 @@ class DetectionStudy:
         prompt = load_config(_CONFIGS / "shapeworld_boxsup.yaml").MODEL.CLASS_EMBEDDINGS.PROMPT
         names = [category["name"] for category in self._categories("lvis/lvis/lvis_v1_train.json")]
         made = ClassEmbeddings.make(load_clip(TINY_CLIP_NAME), names, prompt)
-        order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
-        path = self._shuffled_file(seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        ClassEmbeddings(made.embeddings[order], made.class_names, made.clip_id, "shuffled").save(path)
+        made.shuffled(seed).save(self._shuffled_file(seed))
 
 
 def _named(name: str) -> DetectionRun:

@@ -66,6 +66,12 @@ class ClassEmbeddings:
         """(N, D) unit-norm rows."""
         return torch.nn.functional.normalize(self.embeddings, dim=1)
 
+    def shuffled(self, seed: int) -> "ClassEmbeddings":
+        """The same names with rows in random order: what is left when names no longer tell what they mean."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        prompt = f"shuffled: {self.prompt}"
+        return dataclasses.replace(self, embeddings=self.embeddings[order], prompt=prompt, source="the shuffled set")
+
     @classmethod
     def make(
         cls,

@@ -97,7 +97,7 @@ def plot_curves(curves: Sequence[Curve], *, title: str, xlabel: str, ylabel: str
         if all(float(x).is_integer() for curve in curves for x in curve.x):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(curves) > 1:
-            axes.legend()
+            figure.legend(loc="outside lower center", ncols=min(len(curves), 3))
     return figure
 
 

@@ -20,7 +20,7 @@ p { max-width: 78ch; margin: 8px 0 14px; }
 .lead { color: var(--soft); font-size: 1.06rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 20px 0 8px; }
 .card { padding: 14px 16px; border: 1px solid var(--line); border-radius: 10px; background: var(--tint); }
-.card b { display: block; font-size: 1.55rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
+.card b { display: block; font-size: 1.4rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .card span { color: var(--soft); font-size: .9rem; }
 .scroll { overflow-x: auto; margin: 14px 0; }
 table { border-collapse: collapse; min-width: 50%; font-variant-numeric: tabular-nums; }
@@ -34,7 +34,7 @@ tr.strong td { font-weight: 650; background: #eef6fb; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); gap: 26px;
   margin: 18px 0; align-items: start; }
 figure { margin: 0; }
-figure img { display: block; width: 100%; max-width: 640px; height: auto; }
+figure img { display: block; max-width: min(100%, 640px); max-height: 600px; }
 figcaption { margin-top: 6px; color: var(--soft); font-size: .92rem; max-width: 62ch; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: 12px 14px; border: 1px solid var(--line);
   border-radius: 8px; background: var(--tint);
@@ -44,8 +44,9 @@ footer { margin-top: 48px; padding-top: 14px; border-top: 1px solid var(--line);
   body { padding: 18px 14px 40px; font-size: 15.5px; }
   h1 { font-size: 1.5rem; }
   th, td { padding-right: 10px; font-size: .88rem; }
+  td.text { min-width: 8ch; }
   .cards { grid-template-columns: 1fr 1fr; }
-  .card b { font-size: 1.3rem; }
+  .card b { font-size: 1.2rem; }
 }
 """
 
@@ -78,12 +79,24 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG. ``name`` becomes its file name beside the Markdown; ``alt`` says what it shows to who cannot see it."""
+    """A PNG or JPEG file.
+
+    ``name`` becomes its file name beside the Markdown; ``alt`` says what it shows to who cannot see it.
+    """
 
     name: str
-    png: bytes
+    content: bytes
     caption: str
     alt: str
+
+    @property
+    def kind(self) -> str:
+        """``jpeg`` or ``png``, by the first bytes."""
+        return "jpeg" if self.content.startswith(b"\xff\xd8") else "png"
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.name}.{'jpg' if self.kind == 'jpeg' else 'png'}"
 
 
 @dataclass(frozen=True)
@@ -136,7 +149,7 @@ class Report:
         )
 
     def markdown(self, figure_folder: str = "figures") -> str:
-        """GitHub Markdown that refers to the pictures as ``figure_folder/name.png``."""
+        """GitHub Markdown that refers to the pictures as ``figure_folder/name.png`` (or ``.jpg``)."""
         parts = [f"# {self.title}"]
         for title, blocks in self.sections:
             if title:
@@ -147,13 +160,13 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
     def save(self, folder: str | os.PathLike) -> Path:
-        """Write ``report.html``, ``report.md`` and ``figures/*.png`` into ``folder``; returns the page's path."""
+        """Write ``report.html``, ``report.md`` and ``figures/`` into ``folder``; returns the page's path."""
         folder = Path(folder)
         for _, blocks in self.sections:
             for block in blocks:
                 for picture in block.items if isinstance(block, Pictures) else ():
-                    with atomic_writer(folder / "figures" / f"{picture.name}.png") as file:
-                        file.write(picture.png)
+                    with atomic_writer(folder / "figures" / picture.file_name) as file:
+                        file.write(picture.content)
         for name, content in (("report.md", self.markdown()), ("report.html", self.html())):
             with atomic_writer(folder / name, "w") as file:
                 file.write(content)
@@ -192,9 +205,9 @@ def _html_table(table: Table) -> str:
 
 
 def _html_picture(picture: Picture) -> str:
-    data = base64.b64encode(picture.png).decode()
+    data = base64.b64encode(picture.content).decode()
     return (
-        f'<figure><img alt="{html.escape(picture.alt)}" src="data:image/png;base64,{data}">'
+        f'<figure><img alt="{html.escape(picture.alt)}" src="data:image/{picture.kind};base64,{data}">'
         f"<figcaption>{_html_inline(picture.caption)}</figcaption></figure>"
     )
 
@@ -220,7 +233,7 @@ def _markdown_block(block: Block, figure_folder: str) -> str:
         return "\n".join(lines) + (f"\n\n{block.caption}" if block.caption else "")
     if isinstance(block, Pictures):
         return "\n\n".join(
-            f"![{picture.alt}]({figure_folder}/{picture.name}.png)\n\n{picture.caption}" for picture in block.items
+            f"![{picture.alt}]({figure_folder}/{picture.file_name})\n\n{picture.caption}" for picture in block.items
         )
     return "```bash\n" + "\n".join(block.lines) + "\n```"
 

@@ -81,6 +81,8 @@ def load_vocabulary(spec: str | os.PathLike) -> Vocabulary:
               where every line starts with a WordNet id, as in ``classnames.txt``, the ids are taken off;
             * a ``.json`` file: a list of names, or COCO or LVIS style categories (sorted by their ids);
             * a comma list, ``"red car,traffic cone"``; a single name is typed with a comma behind it.
+            In text files and comma lists ``car|automobile`` is a class "car" with a further name
+            (:class:`~prompt_pretrain.class_groups.ClassGroups` looks for all of them).
     Raises:
         InputError: an unknown name, a missing or damaged file, no or empty names.
     """
@@ -89,7 +91,7 @@ def load_vocabulary(spec: str | os.PathLike) -> Vocabulary:
     if suffix in (".txt", ".json") or (os.sep in spec and "," not in spec) or os.path.isfile(spec):
         return _from_file(Path(spec))
     if "," in spec:
-        return _custom("custom", [part.strip() for part in spec.removesuffix(",").split(",")], "the comma list")
+        return _from_texts("custom", [part.strip() for part in spec.removesuffix(",").split(",")], "the comma list")
     name, _, split = spec.partition(":")
     canonical = canonical_name(name)
     if canonical is None:
@@ -142,7 +144,18 @@ def _from_file(path: Path) -> Vocabulary:
     if lines and all(map(_WNID_LINE.match, lines)):
         pairs = [line.split(maxsplit=1) for line in lines]
         return _custom(path.stem, [name for _, name in pairs], str(path), ids=tuple(wnid for wnid, _ in pairs))
-    return _custom(path.stem, lines, str(path))
+    return _from_texts(path.stem, lines, str(path))
+
+
+def _from_texts(name: str, texts: Sequence[str], source: str) -> Vocabulary:
+    """Classes as people type them, some of them maybe with synonyms behind ``|``."""
+    if not any("|" in text for text in texts):
+        return _custom(name, texts, source)
+    synonyms = tuple(tuple(part.strip() for part in text.split("|")) for text in texts)
+    for text, names in zip(texts, synonyms, strict=True):
+        if "" in names:
+            raise InputError(f"{source}: {text!r} has an empty name; write 'car|automobile'")
+    return _custom(name, [names[0] for names in synonyms], source, synonyms=synonyms)
 
 
 def _from_json(path: Path, text: str) -> Vocabulary:

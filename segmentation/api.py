@@ -20,6 +20,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from prompt_pretrain.class_embeddings import ClassEmbeddings
+from prompt_pretrain.class_groups import ClassGroups
 from prompt_pretrain.class_texts import ClassTexts
 from prompt_pretrain.clip import Clip
 from prompt_pretrain.custom_vocabulary import check_class_names, embed_classes, embed_names, is_embedding_file
@@ -105,6 +106,7 @@ class Segmenter(Predictor[SegmentationResult]):
         self.cfg = cfg
         self.model = model
         self.class_names: tuple[str, ...] = ()
+        self._groups: ClassGroups | None = None
         self._adapters = [module for module in model.modules() if isinstance(module, ClipAdapter)]
         self._trained = _seen_names(cfg)
         self._rgb = cfg.INPUT.FORMAT == "RGB"
@@ -131,7 +133,7 @@ class Segmenter(Predictor[SegmentationResult]):
 
     def set_classes(
         self,
-        classes: Sequence[str] | Vocabulary | ClassEmbeddings | str | os.PathLike,
+        classes: Sequence[str] | Vocabulary | ClassGroups | ClassEmbeddings | str | os.PathLike,
         *,
         prompt: ClassTexts | SoftPrompt | str | None = None,
         clip: Clip | str | None = None,
@@ -143,7 +145,7 @@ class Segmenter(Predictor[SegmentationResult]):
         Args:
             classes: names; a vocabulary or what :func:`~prompt_pretrain.vocabulary.load_vocabulary` takes (a registered
                 name such as "ade20k_150", a .txt or .json file, a comma list); class embeddings or a file of them
-                (.npy, .safetensors), which then need no encoding.
+                (.npy, .safetensors), which then need no encoding; or groups of names, whose scores are joined.
             prompt: a prompt, its file, or a template. Default: the model's own; another one than that costs accuracy.
             clip: the CLIP that encodes names with ``prompt``, or its name. Default: the model's own.
             names: class names of an embedding file without any, or a vocabulary's name.
@@ -158,6 +160,10 @@ class Segmenter(Predictor[SegmentationResult]):
                 "this model has a learned classifier, its classes are fixed; set_classes needs a config with "
                 "MODEL.META_ARCHITECTURE ZeroShotMaskFormer"
             )
+        if isinstance(classes, ClassGroups):
+            self.set_classes(classes.names, prompt=prompt, clip=clip, seen=seen)
+            self._groups, self.class_names = classes, classes.class_names
+            return self
         if is_embedding_file(classes):
             classes = ClassEmbeddings.load(classes)
         if not isinstance(classes, ClassEmbeddings) and (prompt is not None or clip is not None):
@@ -226,10 +232,17 @@ class Segmenter(Predictor[SegmentationResult]):
         inputs = [{**entry, "image": entry["image"].to(self.device)} for entry in entries]
         return [
             SegmentationResult(
-                output["sem_seg"].argmax(0).cpu(), self.class_names, str(entry["source"]), int(entry["index"])
+                self._class_scores(output["sem_seg"]).argmax(0).cpu(),
+                self.class_names,
+                str(entry["source"]),
+                int(entry["index"]),
             )
             for output, entry in zip(self.model(inputs), entries, strict=True)
         ]
+
+    def _class_scores(self, scores: Tensor) -> Tensor:
+        """(C, H, W) scores of classes from those of names."""
+        return scores if self._groups is None else self._groups.aggregate(scores)
 
     def _give(self, embeddings: ClassEmbeddings, seen: Sequence[str] | None) -> None:
         """Use ready embeddings for queries and crops."""
@@ -244,6 +257,7 @@ class Segmenter(Predictor[SegmentationResult]):
 
     def _use(self, names: Sequence[str], flags: Sequence[int]) -> None:
         self.model.vocabulary.set(names, flags)
+        self._groups = None
         self.class_names = tuple(names)
 
     def _flags(self, names: Sequence[str], seen: Sequence[str] | None) -> list[int]:

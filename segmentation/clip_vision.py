@@ -59,7 +59,7 @@ def encode_images(clip: Clip, images: Tensor, *, precision: str = "fp32") -> Ten
 def _encode(visual: Any, images: Tensor, precision: str, positions: Mapping[str, Tensor] | None = None) -> Tensor:
     """Features of images for which the parameter in ``positions``, if any, takes its value there."""
     dtype = PRECISIONS[precision]
-    if isinstance(visual, VisionTransformer) and not torch.is_grad_enabled():
+    if isinstance(visual, VisionTransformer) and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
         packed = packed_vit(visual, dtype)
         if packed is not None:
             return packed.encode(images, *(positions or {"": visual.positional_embedding}).values())

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["crop_boxes", "expand_boxes", "resize_crops"]
+__all__ = ["crop_boxes", "crop_taps", "expand_boxes", "resize_crops"]
 
 _CUBIC = -0.75  # coefficient of the cubic kernel, as in torch's bicubic interpolation
 _BYTES_PER_CHUNK = 64 << 20  # of masked images in float32
@@ -43,8 +43,8 @@ def resize_crops(image: Tensor, weights: Tensor, boxes: Tensor, side: int, outsi
         outside: (3,) normalised value of pixels outside of the mask.
     """
     channels = len(image)
-    rows, row_weights = _taps(boxes[:, 1], boxes[:, 3], side)  # (n, side, 4)
-    columns, column_weights = _taps(boxes[:, 0], boxes[:, 2], side)
+    rows, row_weights = crop_taps(boxes[:, 1], boxes[:, 3], side)  # (n, side, 4)
+    columns, column_weights = crop_taps(boxes[:, 0], boxes[:, 2], side)
     inside = image - outside[:, None, None]
     per_chunk = max(1, _BYTES_PER_CHUNK // (4 * image.numel()))
     crops = []
@@ -58,7 +58,7 @@ def resize_crops(image: Tensor, weights: Tensor, boxes: Tensor, side: int, outsi
     return torch.cat(crops) + outside[:, None, None]
 
 
-def _taps(start: Tensor, end: Tensor, side: int) -> tuple[Tensor, Tensor]:
+def crop_taps(start: Tensor, end: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Places and weights (n, side, 4) of the pixels that each of ``side`` pixels of a resized line is made of.
 
     The line is that from ``start`` to ``end`` (n,), and nothing beyond it counts. In float32, as torch does it.

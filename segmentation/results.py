@@ -141,13 +141,15 @@ class SegmentationResult:
         with atomic_writer(path) as file:
             Image.fromarray(self.label_map.numpy().astype(kind)).save(file, format="png")
 
-    def draw(self, image: np.ndarray) -> np.ndarray:
-        """The image (H, W, 3) RGB uint8 with classes in colour and their names drawn over it."""
-        from detectron2.data.catalog import Metadata
-        from detectron2.utils.visualizer import Visualizer
+    def draw(self, image: np.ndarray, *, legend: bool = False) -> np.ndarray:
+        """The image (H, W, 3) RGB uint8 with classes in colour and their names drawn over it.
 
-        drawn = Visualizer(image, Metadata(stuff_classes=list(self.vocabulary)))
-        return drawn.draw_sem_seg(self.label_map.numpy()).get_image()
+        Args:
+            legend: add a column at the right with the classes and their shares.
+        """
+        from prompt_pretrain.overlays import draw_label_map
+
+        return draw_label_map(image, self.label_map.numpy(), self.vocabulary, legend=legend)
 
     @cached_property
     def _present(self) -> list[tuple[int, int]]:

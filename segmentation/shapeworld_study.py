@@ -232,7 +232,7 @@ class SegmentationStudy:
         content = json.loads((path.parent / "results.json").read_text(encoding="utf-8"))
         found = {
             "settings": settings,
-            "results": {name: _metrics(tasks) for name, tasks in content.items()},
+            "results": {name: metrics_of(tasks) for name, tasks in content.items()},
             "seconds": time.monotonic() - began,
         }
         write_json(path, found)
@@ -289,17 +289,14 @@ class SegmentationStudy:
         templates = load_config(_config_file(_named("single"))).MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES
         names = [entry["name"] for entry in classes_of("coco_stuff", self.worlds.coco_stuff)]
         made = ClassEmbeddings.make(load_clip(TINY_CLIP_NAME), names, templates)
-        order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
-        path = self._shuffled_file(seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        ClassEmbeddings(made.embeddings[order], made.class_names, made.clip_id, "shuffled").save(path)
+        made.shuffled(seed).save(self._shuffled_file(seed))
 
 
 def _config_file(run: SegmentationRun) -> Path:
     return _CONFIGS / "segmentation" / f"{run.config}.yaml"
 
 
-def _metrics(tasks: Mapping[str, Any]) -> dict[str, float]:
+def metrics_of(tasks: Mapping[str, Any]) -> dict[str, float]:
     """What the tables show of one data set's results."""
     metrics = tasks.get("sem_seg", tasks)
     if "hIoU-base" in metrics:

@@ -23,7 +23,8 @@ class FoldedNetwork:
 
     It is no module, so that the copy is in no state dict. On the CPU the copy works channels-last, the layout in which
     its convolutions are fastest. The network itself runs where the copy would not do the same: in training, with
-    gradients, with hooks, and where the network is not a sequence of convolutions each followed by its norm.
+    gradients, with hooks, while a graph is made of it, and where it is not a sequence of convolutions each followed by
+    its norm.
     """
 
     def __init__(self) -> None:
@@ -39,6 +40,8 @@ class FoldedNetwork:
     def __call__(self, network: nn.Module, images: Tensor) -> list[Tensor]:
         """What ``network(images)`` returns, a list of feature maps."""
         if network.training or torch.is_grad_enabled():
+            return network(images)
+        if torch.compiler.is_compiling():
             return network(images)
         if any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):
             return network(images)

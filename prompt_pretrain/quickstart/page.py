@@ -2,8 +2,8 @@
 
 import os
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -14,8 +14,6 @@ from prompt_pretrain.class_texts import ClassTexts
 from prompt_pretrain.plots import (
     OTHERS,
     Curve,
-    draw_sample,
-    grouped_bars,
     plot_curves,
     plot_grouped_bars,
     plot_projection,
@@ -34,26 +32,50 @@ _SHOWN_SHAPES = ("star", "heart", "fish", "house", "ring", "leaf")
 _SERIES = ("base classes", "novel classes")
 
 
+@dataclass(frozen=True)
+class Chapter:
+    """What a further part of a quickstart adds to the report.
+
+    Attributes:
+        lead: for the paragraph that opens the page.
+        facts: numbers that one reads first, with their meaning.
+        pictures: that one sees first.
+        sections: titles, and what fills the section.
+        seconds: of single commands, which may have run side by side.
+        commands: titles and command lines.
+    """
+
+    lead: str
+    facts: Sequence[tuple[str, str]]
+    pictures: Sequence[Picture]
+    sections: Sequence[tuple[str, Callable[[Report], None]]]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    commands: Sequence[tuple[str, str]] = ()
+
+
 def scores(outcome: Outcome) -> dict[str, Score]:
     """Score of every row, in order."""
     return {row.name: Score.of(row) for row in outcome.comparison.rows}
 
 
-def build_report(outcome: Outcome, study: ShapeWorldStudy) -> Report:
+def build_report(outcome: Outcome, study: ShapeWorldStudy, chapters: Sequence[Chapter] = ()) -> Report:
     """The page: first what came out, then how, then how to do it again."""
     report = Report(
-        "Prompt pre-training on ShapeWorld",
+        "Open-vocabulary recognition on ShapeWorld" if chapters else "Prompt pre-training on ShapeWorld",
         footer=f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python "
         f"{platform.python_version()}, torch {torch.__version__} on {torch.get_num_threads()} threads. "
         f"CLIP: {outcome.clip_id}.",
     )
-    _add_summary(report, outcome)
+    _add_summary(report, outcome, chapters)
     _add_accuracy(report, outcome)
     _add_samples(report, outcome)
+    for title, fill in (section for chapter in chapters for section in chapter.sections):
+        report.section(title)
+        fill(report)
     _add_training(report, outcome)
     _add_space(report, outcome, study)
     _add_prompt(report, outcome)
-    _add_steps(report, outcome)
+    _add_steps(report, outcome, chapters)
     return report
 
 
@@ -84,47 +106,28 @@ def text_table(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def readme_picture(outcome: Outcome) -> Figure:
-    """Some test images with the prompt's guesses, and the accuracies beside them."""
-    found = scores(outcome)
-    with style():
-        figure = Figure(figsize=(11.5, 4.9))
-        figure.set_layout_engine("none")
-        places = figure.add_gridspec(2, 4, left=0.01, right=0.6, top=0.84, bottom=0.11, hspace=0.55, wspace=0.1)
-        for index, sample in enumerate(outcome.samples[:8]):
-            axes = figure.add_subplot(places[index // 4, index % 4])
-            axes.axis("off")
-            draw_sample(axes, replace(sample, guesses={"POMP": sample.guesses["POMP"]}), fontsize=8.5, line_width=26)
-        axes = figure.add_axes((0.74, 0.17, 0.25, 0.67))
-        grouped_bars(axes, {name: _pair(score) for name, score in found.items()})
-        axes.set_xlabel("top-1 accuracy (%)")
-        for x, title in (
-            (0.015, "Unseen images: true class above, best guess below"),
-            (0.63, "Zero-shot classification"),
-        ):
-            figure.text(x, 0.965, title, ha="left", fontsize=12, fontweight="bold")
-        figure.legend(*axes.get_legend_handles_labels(), loc=(0.73, 0.86), ncols=2)
-    return figure
-
-
-def _add_summary(report: Report, outcome: Outcome) -> None:
+def _add_summary(report: Report, outcome: Outcome, chapters: Sequence[Chapter]) -> None:
     recipe, found = outcome.plan.recipe, scores(outcome)
     hard, best = found[HARD_NAME], found[outcome.best]
+    first = [picture for chapter in chapters for picture in chapter.pictures]
     report.add(
         Text(
             f"A prompt of a few learned vectors was pre-trained for a frozen CLIP on {recipe.num_classes:,} classes of "
             "ShapeWorld, a synthetic world of coloured, textured shapes. Without further training it then classified "
-            f"new images of these classes, and of {recipe.num_novel:,} novel classes that no training image showed.",
+            f"new images of these classes, and of {recipe.num_novel:,} novel classes that no training image showed."
+            + "".join(f" {chapter.lead}" for chapter in chapters),
             lead=True,
         ),
         Facts(
             [
-                (f"{hard.base:.1f} → {best.base:.1f} %", "base classes: hard prompt → learned prompt"),
-                (f"{hard.novel:.1f} → {best.novel:.1f} %", "novel classes: hard prompt → learned prompt"),
-                (f"{sum(outcome.image_counts.values()):,}", "images drawn and encoded once"),
-                (_duration(sum(outcome.seconds.values())), "for all steps on this machine"),
+                (f"{hard.base:.1f} → {best.base:.1f}", "accuracy on base classes: hard → learned prompt, %"),
+                (f"{hard.novel:.1f} → {best.novel:.1f}", "accuracy on novel classes: hard → learned prompt, %"),
+                *(fact for chapter in chapters for fact in chapter.facts),
+                *([] if chapters else [(f"{sum(outcome.image_counts.values()):,}", "images drawn and encoded once")]),
+                (duration(sum(outcome.seconds.values())), "for all steps on this machine"),
             ]
         ),
+        *([Pictures(first)] if first else []),
         Text(
             f"The learned prompt shown here is “{outcome.best}”: the best one on images held out from training. "
             "Accuracy is overall top-1. Base images are classified among the base classes, novel images among the "
@@ -149,8 +152,9 @@ def _add_accuracy(report: Report, outcome: Outcome) -> None:
     caption = (
         f"Top-1 accuracy in percent on {outcome.image_counts['base test']:,} base and "
         f"{outcome.image_counts['novel test']:,} novel test images. Hard prompt: `{HARD_PROMPT}`; guessing at random "
-        f"would give {100 / recipe.num_classes:.2f} and {100 / recipe.num_novel:.2f}. Alignment (distance of an image "
-        "to its class) and uniformity (crowding of the classes) are better the lower they are. One seed."
+        f"would give {100 / recipe.num_classes:.2f} and {100 / recipe.num_novel:.2f}. Shuffled embeddings are those of "
+        f"“{outcome.best}” in random order. Alignment (distance of an image to its class) and uniformity (crowding of "
+        "the classes) are better the lower they are. One seed."
     )
     report.section("Zero-shot accuracy")
     report.add(
@@ -275,14 +279,18 @@ def _add_prompt(report: Report, outcome: Outcome) -> None:
     )
 
 
-def _add_steps(report: Report, outcome: Outcome) -> None:
+def _add_steps(report: Report, outcome: Outcome, chapters: Sequence[Chapter]) -> None:
     total = sum(outcome.seconds.values())
-    rows = [[name, _duration(seconds)] for name, seconds in outcome.seconds.items()]
+    rows = [[name, duration(seconds)] for name, seconds in outcome.seconds.items()]
+    single = [[title, duration(seconds)] for chapter in chapters for title, seconds in chapter.seconds.items()]
+    commands = [*outcome.commands, *(command for chapter in chapters for command in chapter.commands)]
     report.section("Time and commands")
+    report.add(Table(["step", "time"], [*rows, ["all steps", duration(total)]], strong=[len(rows)]))
+    if single:
+        report.add(Table(["command of the last step", "time"], single, "Two at a time where there are two cores."))
     report.add(
-        Table(["step", "time"], [*rows, ["all steps", _duration(total)]], strong=[len(rows)]),
         Text("The same steps one by one; each command explains itself with `--help`."),
-        Commands([line for title, command in outcome.commands for line in (f"# {title}", command)]),
+        Commands([line for title, command in commands for line in (f"# {title}", command)]),
     )
 
 
@@ -305,8 +313,7 @@ def _accuracy_by_k(outcome: Outcome, found: Mapping[str, Score]) -> Figure:
                 value, color=line.get_color(), linestyle=(0, (4, 3)), linewidth=1.3, label=f"{name}, hard prompt"
             )
         axes.set_ylim(bottom=0)
-        legend = axes.get_legend()
-        if legend is not None:
+        for legend in list(figure.legends):
             legend.remove()
         figure.legend(loc="outside lower center", ncols=2)
     return figure
@@ -331,7 +338,8 @@ def _pair(score: Score) -> dict[str, float]:
     return dict(zip(_SERIES, (score.base, score.novel), strict=True))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """ "42 s" or "3 min 07 s"."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"

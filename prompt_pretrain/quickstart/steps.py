@@ -21,7 +21,7 @@ from prompt_pretrain.classification.decoding import open_image
 from prompt_pretrain.metrics_log import read_metrics
 from prompt_pretrain.plots import SamplePrediction
 from prompt_pretrain.prompt import load_prompt
-from prompt_pretrain.quickstart.timings import Timings
+from prompt_pretrain.quickstart.timings import Pace, Timings
 from prompt_pretrain.shapeworld.tiny_clip import known_tokens
 from prompt_pretrain.shapeworld.writers import Recipe
 from prompt_pretrain.shapeworld_study import ENSEMBLE, HARD_PROMPT, PromptRun, ShapeWorldStudy
@@ -29,6 +29,7 @@ from prompt_pretrain.vocabulary import clean_class_name, load_vocabulary
 
 HARD_NAME = "hard prompt"
 ENSEMBLE_NAME = "80 templates"
+SHUFFLED_NAME = "shuffled embeddings"
 SEED = 1
 _NUM_SAMPLES = 8
 
@@ -44,11 +45,14 @@ class Plan:
         recipe: of the world.
         sampled: K of each training run; None contrasts all classes.
         overrides: ``KEY VALUE`` pairs for all runs.
+        expected: seconds of drawing, encoding, one training run, exporting, classifying on two idle cores; they set
+            how the remaining time is shared among the steps.
     """
 
     recipe: Recipe
     sampled: tuple[int | None, ...]
     overrides: tuple[str, ...] = ()
+    expected: tuple[float, float, float, float, float] = (15.0, 45.0, 35.0, 2.0, 12.0)
 
     @property
     def runs(self) -> tuple[PromptRun, ...]:
@@ -60,11 +64,12 @@ class Plan:
         )
 
 
-FULL_PLAN = Plan(Recipe(images_per_class=8, val_per_class=3), (32, 256, None))
+FULL_PLAN = Plan(Recipe(num_classes=800, num_novel=200, images_per_class=8, val_per_class=3), (32, 256, None))
 FAST_PLAN = Plan(
-    Recipe(num_classes=64, num_novel=32, images_per_class=6, val_per_class=2),
-    (16, None),
-    ("OPTIM.MAX_EPOCH", "2", "DATALOADER.TRAIN_X.BATCH_SIZE", "64"),
+    Recipe(num_classes=200, num_novel=50, images_per_class=6, val_per_class=3),
+    (32, None),
+    ("DATALOADER.TRAIN_X.BATCH_SIZE", "64"),
+    (4.0, 12.0, 8.0, 1.0, 4.0),
 )
 
 
@@ -97,9 +102,11 @@ class Quickstart:
     Args:
         folder: where everything goes.
         study: world and runs in that folder.
-        announce: called with the number of a step, the number of steps and a title.
+        announce: called with the number of a step, the number of steps, a title, and the seconds that it and all later
+            steps will take, as far as one can tell.
         bar: makes a progress bar for a step: a context that gives a :data:`Bar`.
         show_progress: show bars while images are encoded.
+        more: seconds that one expects of each step which the caller adds with :meth:`step`, on two idle cores.
     """
 
     def __init__(
@@ -108,15 +115,16 @@ class Quickstart:
         study: ShapeWorldStudy,
         plan: Plan,
         *,
-        announce: Callable[[int, int, str], None],
+        announce: Callable[[int, int, str, float], None],
         bar: Callable[[str], Any],
         show_progress: bool = False,
+        more: Sequence[float] = (),
     ) -> None:
         self.folder, self.study, self.plan = Path(folder), study, plan
         self.announce, self.bar, self.show_progress = announce, bar, show_progress
         self.timings = Timings(self.folder / "timings.json")
-        self._step = 0
-        self._num_steps = 5 + len(plan.runs)
+        draw, encode, train, export, classify = plan.expected
+        self._pace = Pace([draw, encode, *[train] * len(plan.runs), export, classify, *more])
 
     def run(self) -> Outcome:
         """Take all steps.
@@ -130,20 +138,19 @@ class Quickstart:
             study.cfg(run)  # a wrong setting fails before anything is drawn
         recipe = plan.recipe
         classes = f"{recipe.num_classes} base and {recipe.num_novel} novel classes"
-        with self._timed("Draw ShapeWorld", classes), self.bar("images") as bar:
+        with self.step("Draw ShapeWorld", classes), self.bar("images") as bar:
             study.write_world(lambda done, total: bar(done, total, ""))
-        with self._timed("Encode images", "once, for all prompts"):
+        with self.step("Encode images", "once, for all prompts"):
             study.encode_images([SEED], show_progress=self.show_progress)
         prompts = {}
         for run in plan.runs:
-            with self._timed(f"Pre-train {run.name}"), self.bar("steps") as bar:
+            with self.step(f"Pre-train {run.name}"), self.bar("steps") as bar:
                 prompts[run.name] = study.train(run, bar).result.best_prompt
-        with self._timed("Export class embeddings", f"{recipe.num_classes + recipe.num_novel} classes"):
-            embedding_files = self._export(prompts[plan.runs[-1].name])
-        with self._timed("Classify", "base and novel classes, every prompt"):
-            comparison = study.compare(self._sources(prompts))
-        best = self._best(comparison)
-        self._announce("Write the report")
+        with self.step("Export class embeddings", f"{recipe.num_classes + recipe.num_novel} classes"):
+            best = self._best()
+            embedding_files = self._export(prompts[best])
+        with self.step("Classify", "base and novel classes, every prompt"):
+            comparison = study.compare(self._sources(prompts, best))
         return Outcome(
             plan,
             study.clip.clip_id,
@@ -152,7 +159,7 @@ class Quickstart:
             {run.name: self._log(run, "epoch") for run in plan.runs},
             {run.name: self._log(run, "train") for run in plan.runs},
             best,
-            nearest_words(load_prompt(prompts[best]).ctx, study.clip, token_ids=known_tokens(study.clip.tokenizer)),
+            self._nearest_words(prompts[best]),
             self._confusions(comparison, best),
             self._samples(prompts[best]),
             self._image_counts(),
@@ -162,14 +169,13 @@ class Quickstart:
         )
 
     @contextmanager
-    def _timed(self, title: str, detail: str = "") -> Iterator[None]:
-        self._announce(f"{title} ({detail})" if detail else title)
-        with self.timings.step(title):
+    def step(self, title: str, detail: str = "") -> Iterator[None]:
+        """Announce the next step and measure the block as this step."""
+        pace = self._pace
+        text = f"{title} ({detail})" if detail else title
+        self.announce(pace.done + 1, len(pace.expected), text, pace.remaining())
+        with pace.step(), self.timings.step(title):
             yield
-
-    def _announce(self, text: str) -> None:
-        self._step += 1
-        self.announce(self._step, self._num_steps, text)
 
     def _log(self, run: PromptRun, kind: str) -> list[dict[str, Any]]:
         return read_metrics(self.study.run_folder(run) / "metrics.jsonl", kind)
@@ -208,14 +214,16 @@ class Quickstart:
             ("look at the prompt", f"{analyse} --output {self.folder / 'analysis'}"),
         ]
 
-    def _sources(self, prompts: dict[str, Path]) -> list[ClassFeatureSource]:
+    def _sources(self, prompts: dict[str, Path], best: str) -> list[ClassFeatureSource]:
+        learned = ClassEmbeddings.make(self.study.clip, self.study.test_data.class_names, load_prompt(prompts[best]))
         return [
+            ClassFeatureSource(SHUFFLED_NAME, learned.shuffled(SEED)),
             ClassFeatureSource.parse("template", f"{HARD_NAME}={HARD_PROMPT}"),
             ClassFeatureSource.parse("template", f"{ENSEMBLE_NAME}={ENSEMBLE}"),
             *(ClassFeatureSource(name, ClassTexts(load_prompt(path))) for name, path in prompts.items()),
         ]
 
-    def _best(self, comparison: Comparison) -> str:
+    def _best(self) -> str:
         """The learned prompt to show: the best one on images held out from training, not on the test images."""
         accuracies = {
             run.name: max(row.get("accuracy") or 0.0 for row in self._log(run, "epoch")) for run in self.plan.runs
@@ -249,6 +257,11 @@ class Quickstart:
             SamplePrediction(open_image(data.test[place].path), names[data.test[place].label], guess)
             for place, guess in zip(places, guesses, strict=True)
         ]
+
+    def _nearest_words(self, prompt: Path) -> list[list[NearestWord]]:
+        clip = self.study.clip
+        whole = [token for token in known_tokens(clip.tokenizer) if "\ufffd" not in clip.tokenizer.decode([token])]
+        return nearest_words(load_prompt(prompt).ctx, clip, token_ids=whole)
 
     def _image_counts(self) -> dict[str, int]:
         labels = self.study.test_features().labels

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,7 +13,7 @@ class Timings:
     """Seconds per named step, kept in a json file.
 
     A step that was interrupted goes on counting when it is taken up; one that is done keeps its time, however often it
-    is passed through again.
+    is passed through again. Killed by SIGKILL, a step forgets the time since it was last started.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,3 +41,32 @@ class Timings:
     def seconds(self) -> dict[str, float]:
         """Seconds of every step, in the order in which they were first taken."""
         return {name: entry["seconds"] for name, entry in self._steps.items()}
+
+
+class Pace:
+    """How long a job will still take, from what its steps were expected to take and from what they took.
+
+    Args:
+        expected: seconds of each step, more than 0, on some machine; only their proportions matter once steps are done.
+    """
+
+    def __init__(self, expected: Sequence[float]) -> None:
+        self.expected = tuple(expected)
+        self.done = 0
+        self._took = self._was_expected = 0.0
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """The block is the next step."""
+        started = time.monotonic()
+        yield
+        seconds = time.monotonic() - started
+        if seconds > 0.1 * self.expected[self.done]:  # else it was done before and tells nothing of this machine
+            self._took += seconds
+            self._was_expected += self.expected[self.done]
+        self.done += 1
+
+    def remaining(self) -> float:
+        """Seconds of the next step and all later ones."""
+        slowness = self._took / self._was_expected if self._was_expected else 1.0
+        return slowness * sum(self.expected[self.done :])

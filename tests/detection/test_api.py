@@ -12,6 +12,7 @@ import detection
 from detection.api import CONFIG_FOLDER, Detector, load
 from detection.results import DetectionResult
 from prompt_pretrain.class_embeddings import ClassEmbeddings
+from prompt_pretrain.class_groups import ClassGroups
 from prompt_pretrain.errors import InputError
 
 CONFIG = "shapeworld_boxsup"
@@ -178,3 +179,15 @@ def test_a_detector_without_classes_or_with_learned_ones(detector: Detector) -> 
     cfg.MODEL.ROI_BOX_HEAD.USE_ZEROSHOT_CLS = False
     with pytest.raises(InputError, match="learned classifier, its classes are fixed"):
         Detector(cfg, detector.model).set_classes(["a"])
+
+
+def test_groups_report_classes_and_not_names(detector: Detector) -> None:
+    names = ("striped red star", "plain blue ring", "dotted green heart", "sand")
+    rows = detector.set_classes(names).predict(picture())
+    groups = ClassGroups.of(names[:3], background=names[3:]).with_parents({"shape": names[:2]})
+    found = detector.set_classes(groups).predict(picture())
+    assert detector.class_names == ("shape", "dotted green heart")
+    assert set(found.class_names) <= set(detector.class_names)
+    assert len(found) <= len(rows) and set(found.scores.tolist()) <= set(rows.scores.tolist())
+    detector.set_classes(names)
+    same(detector.predict(picture()), rows)  # groups are forgotten

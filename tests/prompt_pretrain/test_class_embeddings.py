@@ -318,3 +318,13 @@ def test_names_that_released_sets_share_have_equal_rows(first, second, kind, equ
     both = rows[0].keys() & rows[1].keys()
     assert len(both) == shared
     assert sum(bool(rows[0][name] @ rows[1][name] > 0.9999) for name in both) == equal
+
+
+def test_shuffled_rows_keep_names_and_values():
+    rows = torch.arange(10.0)[:, None].repeat(1, 3) + 1
+    made = ClassEmbeddings(rows, tuple("abcdefghij"), "clip", "a {}")
+    shuffled = made.shuffled(1)
+    assert shuffled.class_names == made.class_names and shuffled.prompt == "shuffled: a {}"
+    assert sorted(shuffled.embeddings[:, 0].tolist()) == rows[:, 0].tolist()
+    assert not torch.equal(shuffled.embeddings, rows)
+    assert torch.equal(shuffled.embeddings, made.shuffled(1).embeddings)

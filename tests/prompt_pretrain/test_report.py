@@ -43,3 +43,10 @@ def test_saving_writes_page_text_and_pictures(tmp_path):
     assert page.read_text() == example().html()
     assert (tmp_path / "run" / "report.md").read_text() == example().markdown()
     assert (tmp_path / "run" / "figures" / "curve.png").read_bytes() == b"\x89PNG not really"
+
+
+def test_a_jpeg_is_called_one():
+    report = Report("Photos")
+    report.add(Pictures([Picture("street", b"\xff\xd8\xff not really", "A street.", "a street")]))
+    assert 'src="data:image/jpeg;base64,' in report.html()
+    assert "](figures/street.jpg)" in report.markdown()

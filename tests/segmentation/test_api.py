@@ -11,6 +11,7 @@ from PIL import Image
 import segmentation
 from detectron2.config import CfgNode, get_cfg
 from prompt_pretrain.class_embeddings import ClassEmbeddings
+from prompt_pretrain.class_groups import ClassGroups
 from prompt_pretrain.errors import InputError
 from segmentation.api import CONFIG_FOLDER, Segmenter, load
 from segmentation.config import add_config
@@ -210,3 +211,18 @@ def test_a_learned_classifier_has_fixed_classes() -> None:
     assert closed.predict(picture()).label_map.shape == (40, 60)
     with pytest.raises(InputError, match="learned classifier, its classes are fixed"):
         closed.set_classes(NAMES)
+
+
+@pytest.mark.parametrize("aggregation", ["max", "sum"])
+def test_groups_report_classes_and_not_names(segmenter: Segmenter, aggregation: str) -> None:
+    names = (*NAMES, "water")
+    segmenter.set_classes(names)
+    plain, rows = segmenter.predict(picture()), scores(segmenter, picture())
+    groups = ClassGroups.of(names[:3], background=names[3:], aggregation=aggregation)
+    groups = groups.with_parents({"shape": names[:2]})
+    found = segmenter.set_classes(groups).predict(picture())
+    assert segmenter.class_names == found.vocabulary == ("shape", "sand", "background")
+    expected = torch.stack([rows[:2].amax(0) if aggregation == "max" else rows[:2].sum(0), rows[2], rows[3]])
+    assert torch.equal(found.label_map, expected.argmax(0))
+    segmenter.set_classes(names)
+    same(segmenter.predict(picture()), plain)  # groups are forgotten

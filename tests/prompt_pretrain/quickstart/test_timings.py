@@ -1,7 +1,7 @@
 import pytest
 
 from prompt_pretrain.quickstart import timings
-from prompt_pretrain.quickstart.timings import Timings
+from prompt_pretrain.quickstart.timings import Pace, Timings
 
 
 @pytest.fixture
@@ -29,3 +29,14 @@ def test_a_damaged_file_starts_anew(tmp_path, clock):
     path = tmp_path / "timings.json"
     path.write_text('{"draw": {"sec')
     assert Timings(path).seconds == {}
+
+
+def test_the_pace_of_done_steps_tells_the_remaining_time(clock):
+    pace = Pace([10, 20, 40])
+    assert pace.remaining() == 70
+    with pace.step():
+        clock[0] += 15
+    assert pace.done == 1 and pace.remaining() == 90
+    with pace.step():
+        clock[0] += 0.5  # was done before: says nothing
+    assert pace.remaining() == 60

@@ -1,0 +1,1 @@
+"""What the demos on the command line and in the browser share."""
