@@ -32,7 +32,7 @@ class DetectionWorlds:
     """
 
     lvis: SceneRecipe = field(
-        default_factory=lambda: SceneRecipe(num_classes=200, num_novel=50, train_images=500, val_images=300)
+        default_factory=lambda: SceneRecipe(num_classes=200, num_novel=160, train_images=500, val_images=300)
     )
     coco: SceneRecipe = field(
         default_factory=lambda: SceneRecipe(num_classes=60, num_novel=60, train_images=1, val_images=250, seed=1)
