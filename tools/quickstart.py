@@ -137,6 +137,8 @@ def _bar(unit: str) -> Iterator[Callable[[int, int, str], None]]:
     with tqdm(unit=f" {unit}", leave=False, disable=None, dynamic_ncols=True) as bar:
 
         def show(done: int, total: int, text: str) -> None:
+            if not bar.total:
+                bar.initial = bar.n = done  # of an earlier start: says nothing of the pace
             bar.total = total
             bar.set_description(text, refresh=False)
             bar.update(done - bar.n)

@@ -272,7 +272,7 @@ def _add_prompt(report: Report, outcome: Outcome) -> None:
     report.section("What the prompt says")
     report.add(
         Text(
-            "The vocabulary entries nearest to each learned vector, with Euclidean distances. Learned vectors rarely "
+            "The words nearest to each learned vector, with Euclidean distances. Learned vectors rarely "
             "spell words: read this as a curiosity, not as an explanation."
         ),
         Table(["vector", "nearest words"], rows, text_columns=[1]),
@@ -287,7 +287,8 @@ def _add_steps(report: Report, outcome: Outcome, chapters: Sequence[Chapter]) ->
     report.section("Time and commands")
     report.add(Table(["step", "time"], [*rows, ["all steps", duration(total)]], strong=[len(rows)]))
     if single:
-        report.add(Table(["command of the last step", "time"], single, "Two at a time where there are two cores."))
+        caption = "Two at a time where there are two cores."
+        report.add(Table(["command of the last step", "time"], single, caption, text_columns=[0]))
     report.add(
         Text("The same steps one by one; each command explains itself with `--help`."),
         Commands([line for title, command in commands for line in (f"# {title}", command)]),

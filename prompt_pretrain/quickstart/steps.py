@@ -260,8 +260,9 @@ class Quickstart:
 
     def _nearest_words(self, prompt: Path) -> list[list[NearestWord]]:
         clip = self.study.clip
-        whole = [token for token in known_tokens(clip.tokenizer) if "\ufffd" not in clip.tokenizer.decode([token])]
-        return nearest_words(load_prompt(prompt).ctx, clip, token_ids=whole)
+        texts = {token: clip.tokenizer.decode([token]).strip() for token in known_tokens(clip.tokenizer)}
+        words = [token for token, text in texts.items() if len(text) > 1 and text.isalpha()]  # not single letters
+        return nearest_words(load_prompt(prompt).ctx, clip, token_ids=words)
 
     def _image_counts(self) -> dict[str, int]:
         labels = self.study.test_features().labels

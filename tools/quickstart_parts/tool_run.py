@@ -201,7 +201,8 @@ def _show_progress(steps: Sequence[ToolRun], show: Callable[[int, int, str], Non
         elif state:
             now = min(step.done_iterations, step.iterations)
             done += now
-            at_work.append(step.title if now == step.iterations else f"{step.title}: {now}/{step.iterations}")
+            name = step.folder.name.replace("_", " ")
+            at_work.append(name if now == step.iterations else f"{name} {now}/{step.iterations}")
     show(done, sum(step.iterations + _ITERATIONS_OF_OTHERS for step in steps), ", ".join(at_work))
 
 
