@@ -26,6 +26,7 @@ from prompt_pretrain.shapeworld_results import write_section
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
+RECORDS = ROOT / "docs" / "benchmarks"
 MARKERS = ("<!-- recorded benchmarks: begin -->", "<!-- recorded benchmarks: end -->")
 COLUMNS = ("name", "value", "unit", "reference", "ratio", "limit_fraction")
 
