@@ -84,7 +84,13 @@ def _add_data_config(cfg: CfgNode) -> None:
 def _add_optimisation_config(cfg: CfgNode) -> None:
     cfg.OPTIM = CfgNode()
     cfg.OPTIM.NAME = "sgd"  # Only "sgd".
-    cfg.OPTIM.LR = 0.002  # Base learning rate; not scaled with batch size or number of processes.
+    cfg.OPTIM.LR = 0.002  # Base learning rate; see REFERENCE_WORLD_SIZE.
+    # Ours. Number of processes that LR is made for: on n of them (times ACCUMULATION_STEPS) it is multiplied by n over
+    # this, since BATCH_SIZE is per process; 0 leaves it as it is, as released.
+    cfg.OPTIM.REFERENCE_WORLD_SIZE = 0
+    # Ours. Processes whose work each process does, one after the other: its step takes so many times BATCH_SIZE images,
+    # with the memory of BATCH_SIZE. Same results as on so many processes.
+    cfg.OPTIM.ACCUMULATION_STEPS = 1
     cfg.OPTIM.WEIGHT_DECAY = 5e-4  # Applies to ctx.
     cfg.OPTIM.MOMENTUM = 0.9
     cfg.OPTIM.SGD_DAMPNING = 0.0  # Published spelling.
@@ -180,6 +186,8 @@ _MINIMUM: dict[str, float] = {
     "OPTIM.WEIGHT_DECAY": 0,
     "OPTIM.MOMENTUM": 0,
     "OPTIM.MAX_EPOCH": 1,
+    "OPTIM.REFERENCE_WORLD_SIZE": 0,
+    "OPTIM.ACCUMULATION_STEPS": 1,
     "TRAIN.PRINT_FREQ": 1,
     "TRAIN.CHECKPOINT_FREQ": 0,
     "TRAIN.CHECKPOINT_STEPS": 0,
