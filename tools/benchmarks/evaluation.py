@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import _package_first  # noqa: F401  (before anything of ours)
 import numpy as np
 import torch
 from _records import Record, fastest, parse_arguments, report

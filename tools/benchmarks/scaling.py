@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import _detection_package  # noqa: F401  (before anything of ours)
+import _package_first  # noqa: F401  (before anything of ours)
 import torch
 from _records import Record, parse_arguments, report
 from _synthetic_detections import SyntheticWorld
