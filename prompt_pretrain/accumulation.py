@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from prompt_pretrain import distributed
 from prompt_pretrain.errors import InputError
@@ -90,7 +91,7 @@ def accumulate_gradients(
             last = number == parts - 1
             position = _STEP_OFFSET + iteration * world * parts + distributed.rank() + number * world
             # The last one's backward exchanges the sums of all.
-            quiet = nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync()
+            quiet = model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
             with random_numbers_of(seed, position), quiet:
                 if torch.cuda.is_initialized():
                     torch.cuda.manual_seed(int(torch.randint(2**62, ())))

@@ -130,7 +130,7 @@ def _run_in_group(
         comm.synchronize()
         main_func(*args)
         return
-    # After a restart, torchrun's store still holds the addresses of the processes before: look up those of this attempt.
+    # After a restart, the store of torchrun still holds the addresses of the processes before: look up new ones.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if dist_url == "env://" else "0"
     try:
         store = None if attempt == "0" else dist.PrefixStore(f"attempt {attempt}", next(dist.rendezvous(dist_url))[0])
