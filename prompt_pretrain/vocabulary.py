@@ -148,7 +148,7 @@ def _from_file(path: Path) -> Vocabulary:
 def _from_json(path: Path, text: str) -> Vocabulary:
     try:
         content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no valid JSON ({error}); mend it or give a text file") from error
     entries = content.get("categories") if isinstance(content, dict) else content
     if not isinstance(entries, list):

@@ -117,7 +117,16 @@ def _read(filename: str, open_file: Callable[[str], IO[Any]], allow_unsafe: bool
         return {}
     if not isinstance(content, dict):
         raise ValueError(f"{filename} holds a {type(content).__name__}, expected a mapping of configuration keys")
+    _check_keys(content, filename)
     return content
+
+
+def _check_keys(content: dict[Any, Any], filename: str) -> None:
+    for key, value in content.items():
+        if not isinstance(key, str):
+            raise ValueError(f"{filename}: {key!r} is no name of a configuration key")
+        if isinstance(value, dict):
+            _check_keys(value, filename)
 
 
 def _describe(error: yaml.YAMLError) -> str:
