@@ -1,6 +1,8 @@
 """Detection on one, two and four processes, and in parts: the same losses, weights and results."""
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from detection.custom_data import TEST_NAME, TRAIN_NAME
 from detection.setup import setup
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.pretrain import TrainingInterrupted
 from tests.detection.tiny_runs import CLASS_NAMES, command, parsed
 from tests.prompt_pretrain import processes
 
@@ -37,7 +40,8 @@ CASES = {
         *("['box','image']", "DATALOADER.DATASET_INPUT_SIZE", "[32,32]", "DATALOADER.DATASET_RATIO", "[1,2]"),
     ],
 }
-RUNS = {4: [("published", 1), ("plain", 1)], 2: [("published", 2), ("mixed", 1)]}
+CASES["stopped"] = CASES["published"]  # by a signal to one process, in the first step, and then resumed
+RUNS = {4: [("published", 1), ("plain", 1)], 2: [("published", 2), ("mixed", 1), ("stopped", 2)]}
 RUNS[1] = [("published", 4), ("plain", 1), ("mixed", 2)]
 
 
@@ -55,10 +59,12 @@ def train(case: str, arguments: list[str]) -> None:
         cfg.defrost()
         cfg.DATASETS.TRAIN = (TRAIN_NAME, LABELS)
         register_labels()
-    training.run(cfg, args)
-    for name in {TRAIN_NAME, TEST_NAME, LABELS} & set(DatasetCatalog.list()):
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    try:
+        training.run(cfg, args)
+    finally:
+        for name in {TRAIN_NAME, TEST_NAME, LABELS} & set(DatasetCatalog.list()):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
 
 
 def register_labels() -> None:
@@ -87,8 +93,25 @@ def worker(rank: int, world: int, planned: list[tuple[Path, str, list[str]]]) ->
     for folder, case, arguments in planned:
         torch.manual_seed(0)  # of the initial weights
         kinds.clear()
+        if case == "stopped":
+            stop_in_first_step(rank, arguments)
+            arguments = ["--resume", *arguments]
         train(case, arguments)
         (folder / f"kinds{rank}.json").write_text(json.dumps(kinds))
+
+
+def stop_in_first_step(rank: int, arguments: list[str]) -> None:
+    put_losses = training._Trainer._put_losses
+
+    def signal_to_one(*args: object) -> None:
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        put_losses(*args)
+
+    training._Trainer._put_losses = signal_to_one
+    with pytest.raises(TrainingInterrupted, match="stopped after iteration 0; run the same command with --resume"):
+        train("stopped", arguments)
+    training._Trainer._put_losses = put_losses
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +152,12 @@ def test_four_processes_are_one_with_the_whole_batch(runs: Path) -> None:
     # Six pictures on four processes; the merged files give what one process gives.
     results = [json.loads((runs / name / "plain/run/results.json").read_text())[TEST_NAME] for name in ("4x1", "1x1")]
     assert results[0]["bbox"] == pytest.approx(results[1]["bbox"], abs=1e-3, nan_ok=True)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_after_the_step_and_the_rest_is_exact(runs: Path) -> None:
+    whole, stopped = (weights(runs / "2x2" / case) for case in ("published", "stopped"))
+    assert whole.keys() == stopped.keys() and all(torch.equal(value, stopped[name]) for name, value in whole.items())
 
 
 @pytest.mark.slow

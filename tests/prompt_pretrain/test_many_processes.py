@@ -1,13 +1,17 @@
 """Pre-training on one, two and four processes, and in parts: the same losses and the same prompt."""
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from prompt_pretrain.config import load_cfg
+from prompt_pretrain.pretrain import PromptPretrainer, TrainingInterrupted
 from prompt_pretrain.pretraining_setup import pretrain_prompt
 from prompt_pretrain.prompt import load_prompt
 from tests.prompt_pretrain import processes, tiny_run
@@ -36,6 +40,18 @@ def pretrain(folder: Path, name: str, case: str, world: int, parts: int) -> None
 def worker(rank: int, folder: Path, world: int, parts: int) -> None:
     for case in CASES:
         pretrain(folder, f"{world}x{parts}", case, world, parts)
+    take_step = PromptPretrainer._take_step
+
+    def signal_to_one(self: PromptPretrainer, *args: Any) -> None:
+        if rank == 1 and self.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        take_step(self, *args)
+
+    PromptPretrainer._take_step = signal_to_one
+    with pytest.raises(TrainingInterrupted, match="stopped in epoch 2 after step 4 of 6"):
+        pretrain(folder, f"{world}x{parts} stopped", "sampled", world, parts)
+    PromptPretrainer._take_step = take_step
+    pretrain(folder, f"{world}x{parts} stopped", "sampled", world, parts)
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +61,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for case in CASES:
         pretrain(folder, "1x1", case, 1, 1)
         pretrain(folder, "1x4", case, 1, 4)
-    processes.run_ranks(worker, 4, folder, 4, 1)
-    processes.run_ranks(worker, 2, folder, 2, 2)
+    for world, parts in ((4, 1), (2, 2)):
+        processes.run_ranks(worker, world, folder, world, parts)
     yield folder
 
 
@@ -55,6 +71,12 @@ def outcome(folder: Path) -> tuple[torch.Tensor, list[float]]:
     losses = [line["loss"] for line in lines if "accuracy_among_k" in line]
     newest = sorted((folder / "prompt_learner").glob("model.pth.tar-*"))[-1]
     return load_prompt(newest).ctx.detach(), losses
+
+
+@pytest.mark.parametrize("name", ["4x1", "2x2"])
+def test_a_signal_to_one_process_stops_all_after_the_step_and_the_rest_is_exact(runs: Path, name: str) -> None:
+    whole, stopped = outcome(runs / name / "sampled"), outcome(runs / f"{name} stopped" / "sampled")
+    assert torch.equal(whole[0], stopped[0]) and whole[1] == stopped[1]
 
 
 @pytest.mark.parametrize("case", CASES)
