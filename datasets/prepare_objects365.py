@@ -88,7 +88,7 @@ def read_corrections(path: str) -> dict[int, tuple[str, str]]:
         if len(row) == 3 and re.fullmatch(r"\s*[0-9]{1,18}\s*", row[0]):
             corrections[int(row[0])] = (row[1], row[2])
         elif number > 1:
-            raise InputError(f"{path}: line {number} is {','.join(row)!r}, expected id,old,new")
+            raise InputError(f"{path}: line {number} is {','.join(row)[:80]!r}, expected id,old,new")
     return corrections
 
 

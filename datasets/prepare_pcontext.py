@@ -24,6 +24,7 @@ from prompt_pretrain.command_line import run_command
 from prompt_pretrain.errors import InputError
 
 _SPLITS = ("train", "val")
+_MAX_SIDE = 1 << 14  # pixels; the largest image of VOC has 500
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -121,13 +122,15 @@ def paint(objects: Sequence[Mapping[str, Any]], where: str) -> np.ndarray:
         segmentation = entry["segmentation"]
         try:
             height, width = segmentation["size"]
+            if not all(type(side) is int and 0 < side <= _MAX_SIDE for side in (height, width)):
+                raise InputError(f"{where}: a mask has the size {height!r} x {width!r}, expected pixels")
             problem = rle_problem(segmentation, height, width)
             if problem:
                 raise InputError(f"{where}: {problem}")
             if isinstance(segmentation["counts"], list):
                 segmentation = mask_util.frPyObjects(segmentation, height, width)
             mask = mask_util.decode(segmentation).astype(bool)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, OverflowError) as error:
             raise InputError(
                 f"{where}: a mask is not run-length encoded ({error!r}); download the file again"
             ) from error

@@ -231,7 +231,11 @@ def load_cfg(
         raise InputError(f"overrides come in pairs KEY VALUE, but the last one, {overrides[-1]!r}, stands alone")
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
         _set(cfg, key, value, "the command line")
-    _check(cfg)
+    try:
+        _check(cfg)
+    except InputError as error:
+        sources = [*map(str, config_file), *(["the command line"] if overrides else [])]
+        raise InputError(f"{' with '.join(sources)}: {error}" if sources else str(error)) from error
     cfg.freeze()
     return cfg
 
@@ -273,8 +277,8 @@ def _read_with_bases(path: Path, within: tuple[Path, ...] = ()) -> Iterator[tupl
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         wanted_by = f", the {BASE_KEY} of {within[-1]}" if within else ""
         raise InputError(f"config file {path} not found{wanted_by}; give an existing .yaml file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not plain YAML: {' '.join(str(error).split())}") from error
+    except Exception as error:  # yaml's own errors, and whatever its constructors of numbers and dates stumble over
+        raise InputError(f"{path} is not plain YAML: {' '.join(str(error).split())[:500]}") from error
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -367,7 +371,9 @@ def _as_type(key: str, value: Any, wanted: type, source: str, also: str = "") ->
 
 
 def _type_error(key: str, value: Any, expected: str, source: str) -> InputError:
-    return InputError(f"{source}: {key} is {value!r} ({type(value).__name__}); expected {expected}")
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+    return InputError(f"{source}: {key} is {shown} ({type(value).__name__}); expected {expected}")
 
 
 def _literal(value: Any) -> Any:

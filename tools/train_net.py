@@ -104,8 +104,9 @@ def find_task(args: argparse.Namespace) -> str:
         return known[architecture]
     absent = [task for task in TASKS if not _exists(task)]
     hint = f"; this installation has no package {' and '.join(map(repr, absent))}" if absent else ""
+    where = f"{args.config_file}: " if args.config_file else ""
     raise InputError(
-        f"{_KEY} is {architecture!r}, expected one of {', '.join(sorted(known))}{hint}; check --config-file, or give "
+        f"{where}{_KEY} is {str(architecture)[:80]!r}, expected one of {', '.join(sorted(known))}{hint}; check --config-file, or give "
         "--task"
     )
 
@@ -117,7 +118,8 @@ def _meta_architecture(args: argparse.Namespace) -> str:
             content = CfgNode.load_yaml_with_base(args.config_file)
         except (AssertionError, OSError, ValueError) as error:
             raise InputError(f"{args.config_file}: {error}") from error
-        found = content.get("MODEL", {}).get("META_ARCHITECTURE", found)
+        model = content.get("MODEL")
+        found = str(model.get("META_ARCHITECTURE", found)) if isinstance(model, dict) else found
     pairs = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
     return pairs.get(_KEY, found)
 
