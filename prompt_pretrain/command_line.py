@@ -31,8 +31,8 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
         return 130
     except InputError as error:
         return _complain(str(error), 2)
-    except LostProcessError as error:
-        return _complain(str(error), 1)
+    except LostProcessError:  # it has been told
+        return 1
     except OSError as error:
         reason = _DISK_ERRORS.get(error.errno or 0)
         where = f"{error.filename}: " if error.filename else ""

@@ -12,6 +12,6 @@ class InputError(ValueError):
 class LostProcessError(RuntimeError):
     """Another process of a distributed run is gone, so this one cannot go on.
 
-    The message is one line: which process, its step and phase, and how to continue. Tools print it on standard error
-    and exit with 1.
+    The message is one line: which process, its step and phase, and how to continue. It has been printed on standard
+    error at once, for the launcher may end this process any moment. Tools exit with 1.
     """

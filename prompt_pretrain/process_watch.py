@@ -97,9 +97,12 @@ class ProcessWatch:
             return
         lost = None
         if isinstance(error, LostProcessError):
+            _say(str(error))
             self._tell(_LEAVING)
         elif isinstance(error, RuntimeError) and _BROKEN_CONNECTION.search(str(error)):
             lost = self._wait_for_reason()
+            if lost:
+                _say(lost)
             self._tell(_LEAVING if lost else _FAILED, _one_line(error))
         else:
             self._tell(_FAILED, _one_line(error))
@@ -258,8 +261,13 @@ class ProcessWatch:
         self._tell(_LEAVING)
         if self._left.wait(timeout=self._patience):
             return
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        _say(message)
         os._exit(1)
+
+
+def _say(message: str) -> None:
+    # Not by a logger: most processes of a run only log to files. At once: launchers soon end the others by signals.
+    print(f"error: {message}", file=sys.stderr, flush=True)
 
 
 def _one_line(error: BaseException | None) -> str:

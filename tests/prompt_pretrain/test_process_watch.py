@@ -71,6 +71,7 @@ def test_a_killed_process_is_named_by_all_others(tmp_path: Path, world: int, vic
             f"process {victim} of {world} is gone: it was at step 3, phase backward; process {rank} stops at step 3, "
             "phase backward. Go on."
         )
+        assert (tmp_path / f"stderr{rank}").read_text() == f"error: {(tmp_path / f'lost{rank}').read_text()}\n"
 
 
 def test_an_error_of_one_process_is_told_by_the_other(tmp_path: Path) -> None:
