@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from preparation.annotation_files import add_root, beside, parse, read_annotations, write_annotations
+from preparation.annotation_files import about, add_root, beside, parse, read_annotations, write_annotations
 from preparation.categories import coco_categories, lvis_categories
 from preparation.image_sizes import image_sizes
 
@@ -66,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_coco(args: argparse.Namespace) -> None:
     source = Path(args.input or Path(args.root, "coco/annotations/captions_train2017.json"))
-    content = attach_captions(read_annotations(source, ("images", "annotations")))
+    content = read_annotations(source, ("images", "annotations"), _CAPTION_KEYS)
+    with about(source):
+        content = attach_captions(content)
     tagged = add_labels(content, coco_categories(), all_captions=not args.first_caption, keep_images=args.keep_images)
     ending = ("_tags" if args.first_caption else "_tags_allcaps") + ("_full" if args.keep_images else "")
     _write_tagged(args.output or beside(source, ending), tagged, content, source)
@@ -90,6 +92,9 @@ def run_cc3m_tags(args: argparse.Namespace) -> None:
     if args.classes == "coco":
         output = output.with_name(f"coco_{output.name}")
     _write_tagged(args.output or output, tagged, content, source)
+
+
+_CAPTION_KEYS = {"images": ("file_name", "height", "width"), "annotations": ("image_id",)}
 
 
 def attach_captions(content: Content) -> Content:
@@ -167,12 +172,15 @@ def list_captioned_images(tsv: Path, folder: Path, workers: int) -> Content:
     if not tsv.is_file():
         raise InputError(f"{tsv} not found; download it first, or give it by --tsv")
     captions = []
-    with open(tsv, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            caption, tab, _ = line.rstrip("\n").partition("\t")
-            if not tab or not caption.strip():
-                raise InputError(f"{tsv}: line {number} is {line[:60].rstrip()!r}, expected caption<TAB>url")
-            captions.append(caption)
+    try:
+        with open(tsv, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                caption, tab, _ = line.rstrip("\n").partition("\t")
+                if not tab or not caption.strip():
+                    raise InputError(f"{tsv}: line {number} is {line[:60].rstrip()!r}, expected caption<TAB>url")
+                captions.append(caption)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{tsv} is no text in UTF-8 ({error}); download it again") from error
     rows = [(number, folder / f"{number}.jpg") for number in range(1, len(captions) + 1)]
     rows = [(number, path) for number, path in rows if path.is_file()]  # many links are dead: no file is no surprise
     images = []

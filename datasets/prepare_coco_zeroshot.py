@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from preparation.annotation_files import add_root, beside, parse, read_annotations, write_annotations, write_rows
+from preparation.annotation_files import about, add_root, beside, parse, read_annotations, write_annotations, write_rows
 from preparation.categories import count_categories
 
 from prompt_pretrain.command_line import run_command
@@ -55,15 +55,18 @@ def run_split(args: argparse.Namespace) -> None:
         source = Path(args.root, f"coco/annotations/instances_{part}2017.json")
         content = read_annotations(source)
         for group in _FILES[part]:
-            kept = keep_classes(content, vocabulary.subset(_GROUPS[group]).ids)
+            with about(source):
+                kept = keep_classes(content, vocabulary.subset(_GROUPS[group]).ids)
             output = folder / f"instances_{part}2017_{group}.json"
             write_annotations(output, kept, [source])
             if (part, group) in _ORIGINAL_ORDER:
-                kept = original_order(kept, content["categories"])
+                with about(source):
+                    kept = original_order(kept, content["categories"])
                 write_annotations(beside(output, "_oriorder"), kept, [source])
         if part == "train":
             # The classes without boxes in training, which the loss leaves out, are those with a count of 0 here.
-            rows = count_categories(kept["categories"], kept["annotations"])
+            with about(source):
+                rows = count_categories(kept["categories"], kept["annotations"])
             write_rows(beside(output, "_oriorder_cat_info"), rows, "categories", [source])
 
 
@@ -71,7 +74,9 @@ def run_oriorder(args: argparse.Namespace) -> None:
     official = Path(args.categories or Path(args.root, "coco/annotations/instances_val2017.json"))
     source = Path(args.input)
     categories = read_annotations(official, ("categories",))["categories"]
-    content = original_order(read_annotations(source), categories)
+    content = read_annotations(source)
+    with about(f"{source} or {official}"):
+        content = original_order(content, categories)
     write_annotations(args.output or beside(source, "_oriorder"), content, [source, official])
 
 

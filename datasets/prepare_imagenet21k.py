@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from preparation.annotation_files import add_root, beside, parse, read_annotations, write_annotations
+from preparation.annotation_files import about, add_root, beside, parse, read_annotations, write_annotations
 from preparation.categories import imagenet21k_rows, lvis_and_imagenet21k_categories
 from tqdm import tqdm
 
@@ -100,7 +100,9 @@ def run_image_info(args: argparse.Namespace) -> None:
 def run_merge_lvis(args: argparse.Namespace) -> None:
     lvis = Path(args.lvis or Path(args.root, "lvis/lvis_v1_train.json"))
     imagenet = Path(args.imagenet or Path(args.root, "imagenet/annotations/imagenet-22k_image_info.json"))
-    merged = merge_labels(read_annotations(imagenet))
+    content = read_annotations(imagenet)
+    with about(imagenet):
+        merged = merge_labels(content)
     write_annotations(beside(imagenet, "_lvis-22k"), merged, [imagenet])
     content = {**read_annotations(lvis), "categories": lvis_and_imagenet21k_categories()}
     write_annotations(beside(lvis, "_lvis-22k"), content, [lvis])

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from preparation.annotation_files import add_root, beside, parse, read_annotations, write_annotations, write_rows
+from preparation.annotation_files import about, add_root, beside, parse, read_annotations, write_annotations, write_rows
 from preparation.categories import coco_categories, count_categories
 
 from prompt_pretrain.command_line import run_command
@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_norare(args: argparse.Namespace) -> None:
     source = Path(args.input or Path(args.root, "lvis/lvis_v1_train.json"))
     content = read_annotations(source)
-    kept = drop_rare(content)
+    with about(source):
+        kept = drop_rare(content)
     dropped = len(content["annotations"]) - len(kept["annotations"])
     print(f"{source}: dropped {dropped:,} of {len(content['annotations']):,} annotations")
     write_annotations(args.output or beside(source, "_norare"), kept, [source])
@@ -74,14 +75,19 @@ def run_norare(args: argparse.Namespace) -> None:
 def run_minival(args: argparse.Namespace) -> None:
     source = Path(args.input or Path(args.root, "lvis/lvis_v1_val.json"))
     output = args.output or Path(args.root, "lvis/lvis_v1_minival_inserted_image_name.json")
-    write_annotations(output, keep_val2017(read_annotations(source)), [source])
+    content = read_annotations(source)
+    with about(source):
+        kept = keep_val2017(content)
+    write_annotations(output, kept, [source])
 
 
 def run_merge_coco(args: argparse.Namespace) -> None:
     source = Path(args.input or Path(args.root, "lvis/lvis_v1_train.json"))
     coco = Path(args.coco or Path(args.root, "coco/annotations/instances_train2017.json"))
     content = read_annotations(source)
-    merged = merge_coco(content, read_annotations(coco))
+    other = read_annotations(coco)
+    with about(f"{source} or {coco}"):
+        merged = merge_coco(content, other)
     print(f"{coco}: took {len(merged['annotations']) - len(content['annotations']):,} annotations")
     write_annotations(args.output or beside(source, "+coco_mask"), merged, [source, coco])
 
@@ -91,7 +97,8 @@ def run_cat_info(args: argparse.Namespace) -> None:
         raise InputError(f"--r-thresh {args.r_thresh} and --c-thresh {args.c_thresh} must be 0 <= r <= c")
     source = Path(args.input)
     content = read_annotations(source)
-    rows = count_categories(content["categories"], content["annotations"])
+    with about(source):
+        rows = count_categories(content["categories"], content["annotations"])
     if args.add_freq:
         rows = [{**row, "frequency": frequency(row["image_count"], args.r_thresh, args.c_thresh)} for row in rows]
     write_rows(args.output or beside(source, "_cat_info"), rows, "categories", [source])

@@ -8,12 +8,13 @@ python datasets/prepare_objects365.py filter-missing
 import argparse
 import csv
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from preparation.annotation_files import add_root, beside, parse, read_annotations, write_annotations
+from preparation.annotation_files import about, add_root, beside, parse, read_annotations, write_annotations
 
 from prompt_pretrain.command_line import run_command
 from prompt_pretrain.errors import InputError
@@ -50,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_fix_names(args: argparse.Namespace) -> None:
     source = Path(args.input or Path(args.root, f"objects365/annotations/zhiyuan_objv2_{args.part}.json"))
     corrections = read_corrections(args.csv) if args.csv else published_corrections()
-    content = fix_names(read_annotations(source), corrections, str(source))
+    content = read_annotations(source)
+    with about(source):
+        content = fix_names(content, corrections, str(source))
     write_annotations(args.output or beside(source, "_fixname"), content, [source])
 
 
@@ -58,7 +61,8 @@ def run_filter_missing(args: argparse.Namespace) -> None:
     source = Path(args.input or Path(args.root, "objects365/annotations/zhiyuan_objv2_train_fixname.json"))
     folder = args.images or os.path.join(args.root, "objects365/train")
     content = read_annotations(source)
-    kept = drop_missing(content, folder)
+    with about(source):
+        kept = drop_missing(content, folder)
     print(
         f"{folder}: {len(content['images']) - len(kept['images']):,} of {len(content['images']):,} images are missing"
     )
@@ -74,14 +78,17 @@ def published_corrections() -> dict[int, tuple[str, str]]:
 
 def read_corrections(path: str) -> dict[int, tuple[str, str]]:
     """The same from a file with lines ``id,old,new``; a first line of titles is skipped."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(file) if row]
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is no csv file in UTF-8 ({error}); expected lines id,old,new") from error
     corrections = {}
     for number, row in enumerate(rows, 1):
-        if len(row) == 3 and row[0].strip().isdigit():
+        if len(row) == 3 and re.fullmatch(r"\s*[0-9]{1,18}\s*", row[0]):
             corrections[int(row[0])] = (row[1], row[2])
         elif number > 1:
-            raise InputError(f"{path}: line {number} is {','.join(row)!r}, expected id,old,new")
+            raise InputError(f"{path}: line {number} is {','.join(row)[:80]!r}, expected id,old,new")
     return corrections
 
 

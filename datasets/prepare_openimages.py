@@ -7,6 +7,7 @@ python datasets/prepare_openimages.py --part val      # oid/annotations/oid_chal
 import argparse
 import csv
 import json
+import math
 import os
 import sys
 from collections import defaultdict
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from preparation.annotation_files import add_root, write_annotations
+from preparation.annotation_files import about, add_root, write_annotations
 from preparation.image_sizes import image_sizes
 
 from prompt_pretrain.command_line import run_command
@@ -83,12 +84,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if part.expand:
         sources.append(Path(args.hierarchy or root / "annotations" / _HIERARCHY))
         collected.relate(read_hierarchy(sources[-1]))
-    for row in read_csv(sources[0], _BOX_COLUMNS):
-        collected.add_box(row)
-    for row in read_csv(sources[1], _LABEL_COLUMNS):
-        # In training an image without boxes teaches nothing; in an evaluation it can show what is not there.
-        if part.expand or row["ImageID"] in collected.boxes:
-            collected.add_label(row)
+    with about(sources[0]):
+        for row in read_csv(sources[0], _BOX_COLUMNS):
+            collected.add_box(row)
+    with about(sources[1]):
+        for row in read_csv(sources[1], _LABEL_COLUMNS):
+            # In training an image without boxes teaches nothing; in an evaluation it can show what is not there.
+            if part.expand or row["ImageID"] in collected.boxes:
+                collected.add_label(row)
     content = collected.to_json(Path(args.images or root / part.images), part.file_name, args.workers)
     write_annotations(args.output or root / "annotations" / part.output, content, sources)
     return 0
@@ -108,12 +111,20 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
     """
     if not path.is_file():
         raise InputError(f"{path} not found; download it from the Open Images Challenge 2019, or give another path")
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in columns if column not in (reader.fieldnames or ())]
-        if missing:
-            raise InputError(f"{path} has no column {missing[0]}; expected {','.join(columns)}")
-        yield from reader
+    number = 1
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            missing = [column for column in columns if column not in (reader.fieldnames or ())]
+            if missing:
+                raise InputError(f"{path} has no column {missing[0]}; expected {','.join(columns)}")
+            for row in reader:
+                number = reader.line_num
+                if any(row[column] is None for column in columns):
+                    raise InputError(f"{path}: line {number} is too short; expected {','.join(columns)}")
+                yield row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is no csv file in UTF-8 behind line {number} ({error}); download it again") from error
 
 
 def read_hierarchy(path: Path) -> dict[str, set[str]]:
@@ -122,12 +133,15 @@ def read_hierarchy(path: Path) -> dict[str, set[str]]:
         root = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path} not found; download it from the Open Images Challenge 2019") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no valid JSON ({error}); download it again") from error
     ancestors: dict[str, set[str]] = defaultdict(set)
     stack: list[tuple[Mapping[str, Any], frozenset[str]]] = [(root, frozenset())]
     while stack:
         node, above = stack.pop()
+        children = node.get("Subcategory", []) if isinstance(node, dict) else None
+        if not isinstance(children, list) or not isinstance(node.get("LabelName"), str):
+            raise InputError(f"{path} holds a node {str(node)[:60]} without LabelName or with odd Subcategory")
         ancestors[node["LabelName"]] |= above
         stack += [(child, above | {node["LabelName"]}) for child in node.get("Subcategory", ())]
     return ancestors
@@ -169,7 +183,7 @@ class Annotations:
             x0, y0, x1, y1 = (float(row[key]) for key in ("XMin", "YMin", "XMax", "YMax"))
         except ValueError as error:
             raise InputError(f"a box of image {row['ImageID']} has a side that is no number: {error}") from error
-        if not (x0 <= x1 and y0 <= y1):
+        if not (-math.inf < x0 <= x1 < math.inf and -math.inf < y0 <= y1 < math.inf):
             raise InputError(
                 f"a box of image {row['ImageID']} has {x0} to {x1}, {y0} to {y1}; expected minimum, maximum"
             )

@@ -18,11 +18,13 @@ import numpy as np
 from preparation.annotation_files import add_root
 from preparation.label_maps import IGNORED, in_threads, read_map, segmentation_facts, write_map
 
+from prompt_pretrain.annotation_fields import rle_problem
 from prompt_pretrain.atomic_files import atomic_writer
 from prompt_pretrain.command_line import run_command
 from prompt_pretrain.errors import InputError
 
 _SPLITS = ("train", "val")
+_MAX_SIDE = 1 << 14  # pixels; the largest image of VOC has 500
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,7 +67,7 @@ def read_json(path: Path, with_masks: bool) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path} not found; download PASCAL-Context first, or give it by --input") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no valid JSON ({error}); download it again") from error
     lists = {"images": ("image_id", "file_name", "phase")}
     if with_masks:
@@ -120,10 +122,15 @@ def paint(objects: Sequence[Mapping[str, Any]], where: str) -> np.ndarray:
         segmentation = entry["segmentation"]
         try:
             height, width = segmentation["size"]
+            if not all(type(side) is int and 0 < side <= _MAX_SIDE for side in (height, width)):
+                raise InputError(f"{where}: a mask has the size {height!r} x {width!r}, expected pixels")
+            problem = rle_problem(segmentation, height, width)
+            if problem:
+                raise InputError(f"{where}: {problem}")
             if isinstance(segmentation["counts"], list):
                 segmentation = mask_util.frPyObjects(segmentation, height, width)
             mask = mask_util.decode(segmentation).astype(bool)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, OverflowError) as error:
             raise InputError(
                 f"{where}: a mask is not run-length encoded ({error!r}); download the file again"
             ) from error

@@ -67,6 +67,8 @@ def read_names(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
         raise InputError(f"{path} not found, the names of the images") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text in UTF-8 ({error}); expected one name per line") from error
     names = [PurePath(line.split()[-1]).stem for line in lines if line.strip()]
     if not names:
         raise InputError(f"{path} holds no names; expected one per line")

@@ -94,7 +94,9 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             return DeticCheckpointer(nn.Module())._load_file(path)
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError):
+        except FileNotFoundError:
+            raise
+        except Exception:  # damaged, of many kinds, or with objects beside the weights
             content = weights_alone(path)
         return content if isinstance(content, dict) and "model" in content else {"model": content}
     except FileNotFoundError as error:

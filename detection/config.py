@@ -166,6 +166,9 @@ def _add_pomp_keys(cfg: CfgNode) -> None:
 
 
 def _add_own_keys(cfg: CfgNode) -> None:
+    # Batches in which each process works off its share of IMS_PER_BATCH, one after the other: as so many processes
+    # would, with the memory of one batch (docs/DEVIATIONS.md says what is equal).
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
     # The CLIP whose text tower encodes captions: a published name, open_clip NAME/TAG or a weight file.
     cfg.MODEL.CAPTION_CLIP = "ViT-B/32"
     # Format in which backbone, box heads and mask head compute at inference: "fp32", "bf16" or "fp16".

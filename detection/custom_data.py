@@ -17,6 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils import comm
+from prompt_pretrain.annotation_fields import find_wrong_row
 from prompt_pretrain.atomic_files import write_json
 from prompt_pretrain.custom_vocabulary import check_class_names
 from prompt_pretrain.errors import InputError
@@ -62,12 +63,16 @@ class CustomData:
             raise InputError(f"no folder of images {folder}; expected the folder of the file names in {path}")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is not valid JSON ({error}); expected a COCO json") from error
         lists = ("images", "annotations", "categories")
         missing = [key for key in lists if not isinstance(content, dict) or not isinstance(content.get(key), list)]
         if missing:
             raise InputError(f"{path} has no list {missing[0]!r}; expected a COCO json with {', '.join(lists)}")
+        for key, what in zip(lists, ("image", "annotation", "category"), strict=True):
+            problem = find_wrong_row(content[key], what, ())
+            if problem:
+                raise InputError(f"{path}: {problem}")
         try:
             return cls._of(content, path, folder)
         except (KeyError, TypeError, AttributeError) as error:

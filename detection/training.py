@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from detection.checkpoint import DeticCheckpointer, has_own_classes
 from detection.class_counts import check_class_counts
 from detection.data.loading import build_train_loader
 from detection.evaluate import do_test
+from detection.normalizers import find_counters
 from detection.optimizer import build_optimizer
 from detection.reset_classifier import reset_cls_test
 from detection.setup import check_weights, explained_loading
@@ -32,11 +34,14 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter
+from prompt_pretrain.accumulation import accumulate_gradients, check_accumulation, number_of_parts
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.interruption import StopSignal
 from prompt_pretrain.metrics_log import drop_rows_from
 from prompt_pretrain.pretrain import TrainingInterrupted
-from prompt_pretrain.sample_randomness import random_numbers_of
+from prompt_pretrain.process_watch import ProcessWatch
+from prompt_pretrain.run_setup import forget_earlier_run
+from prompt_pretrain.schedule_scaling import scale_schedule
 
 __all__ = ["do_train", "run"]
 _log = logging.getLogger(__name__)
@@ -45,8 +50,7 @@ WRITE_PERIOD = 20  # iterations between two lines of the log and of metrics.json
 # Published configs save nothing before the end; a checkpoint this often bounds what a killed run loses.
 ROLLING_CHECKPOINT_SECONDS = 900.0
 _ROLLING = "latest_"  # start of the names of checkpoints that the next one replaces
-# Added to the iteration, so that a training step never draws the same numbers as the augmentation of a sample.
-_STEP_OFFSET = 2**40
+_ADVICE = "Run the same command with --resume to continue from the last checkpoint"
 
 
 def run(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
@@ -61,12 +65,16 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     name = Path(args.config_file).stem if args.config_file else "custom"
     resuming = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     weights = "" if resuming else cfg.MODEL.WEIGHTS
+    if not args.eval_only:
+        cfg = scale_schedule(cfg)
     check_weights(weights)
     check_class_counts(cfg, weights=weights, eval_only=args.eval_only)
     model = build_model(cfg)
     if args.eval_only:
         _load_for_evaluation(cfg, model, resume=args.resume)
         return do_test(cfg, model, config_name=name)
+    if not args.resume:
+        forget_earlier_run(cfg.OUTPUT_DIR)
     do_train(cfg, _distributed(cfg, model), resume=args.resume, config_name=name)
     return do_test(cfg, model, config_name=name)
 
@@ -84,6 +92,7 @@ def do_train(cfg: CfgNode, model: nn.Module, *, resume: bool = False, config_nam
     Raises:
         InputError: settings or data that cannot be used, or a loss that is not finite.
         TrainingInterrupted: by Ctrl-C or SIGTERM; the state has been saved.
+        LostProcessError: another process is gone.
     """
     model.train()
     if cfg.MODEL.RESET_CLS_TRAIN:
@@ -97,22 +106,27 @@ def do_train(cfg: CfgNode, model: nn.Module, *, resume: bool = False, config_nam
     _log.info("training from iteration %d to %d", start, max_iter)
     writers = _writers(cfg, max_iter, start) if comm.is_main_process() else []
     try:
-        with EventStorage(start) as storage, StopSignal() as stop:
+        with (
+            EventStorage(start) as storage,
+            StopSignal() as stop,
+            trainer.watch as watch,
+        ):
+            watch.follow(model)
             stream = iter(trainer.loader)
             for iteration in range(start, max_iter):
                 storage.iter = iteration
                 trainer.step(stream, storage)
                 last = iteration == max_iter - 1
+                watch.at(iteration, "checkpoint")
                 trainer.save(iteration, last)  # first, so that a failing evaluation does not cost the checkpoint
                 period = cfg.TEST.EVAL_PERIOD
                 if period > 0 and (iteration + 1) % period == 0 and not last:
+                    watch.at(iteration, "evaluation")
                     _evaluate(cfg, model, storage, config_name)
                 if last or (iteration - start > 5 and (iteration + 1) % WRITE_PERIOD == 0):
                     for writer in writers:
                         writer.write()
-                # Asking the other processes is a collective call, so several processes stop at a write.
-                asks = comm.get_world_size() == 1 or (iteration + 1) % WRITE_PERIOD == 0
-                if asks and not last and stop.agreed():
+                if not last and stop.agreed():
                     trainer.save_now(iteration)
                     raise TrainingInterrupted(
                         f"stopped after iteration {iteration}; run the same command with --resume to continue"
@@ -132,6 +146,10 @@ class _Trainer:
         on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
         self.scaler = torch.amp.GradScaler("cuda", enabled=cfg.FP16 and on_gpu)
         self.loader = build_train_loader(cfg)
+        self.parts = number_of_parts(cfg)
+        if self.parts > 1:
+            _check_parts(cfg, model)
+        self.counters = find_counters(_without_wrapper(model)) if self.parts > 1 else []
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.checkpointer: Checkpointer = DeticCheckpointer(
             model,
@@ -142,6 +160,7 @@ class _Trainer:
             scaler=self.scaler,
             progress=self,
         )
+        self.watch = ProcessWatch(_ADVICE, orderly=(TrainingInterrupted,))
         self._saved_at = time.monotonic()
         self._saved_iteration = -1
 
@@ -166,19 +185,22 @@ class _Trainer:
     def step(self, stream: Iterator[Any], storage: EventStorage) -> None:
         """One iteration."""
         began = time.perf_counter()
-        position = _STEP_OFFSET + storage.iter * comm.get_world_size() + comm.get_rank()
-        with random_numbers_of(self.seed, position):
-            if torch.cuda.is_initialized():
-                torch.cuda.manual_seed(int(torch.randint(2**62, ())))
-            batch = next(stream)
-            waited = time.perf_counter() - began
-            losses = self.model(batch)
-            total = sum(losses.values())
-            self._put_losses(losses, storage)
-            self.optimizer.zero_grad()
-            self.scaler.scale(total).backward()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+        self.watch.at(storage.iter, "data")
+        batches = list(islice(stream, self.parts))
+        waited = time.perf_counter() - began
+        self.optimizer.zero_grad()
+        losses = accumulate_gradients(
+            self.model,
+            batches,
+            seed=self.seed,
+            iteration=storage.iter,
+            counters=self.counters,
+            backward=lambda loss: self.scaler.scale(loss).backward(),
+        )
+        self.watch.at(storage.iter, "optimizer")
+        self._put_losses(losses, storage)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         storage.put_scalar("lr", _largest_lr(self.optimizer), smoothing_hint=False)
         self.scheduler.step()
         storage.put_scalars(time=time.perf_counter() - began, data_time=waited)
@@ -220,6 +242,20 @@ class _Trainer:
             for file in Path(self.cfg.OUTPUT_DIR).glob(f"{_ROLLING}*.pth"):
                 if file.stem != name:
                     file.unlink()
+
+
+def _check_parts(cfg: CfgNode, model: nn.Module) -> None:
+    """Refuse what cannot be trained in parts."""
+    check_accumulation(model)
+    key = "SOLVER.ACCUMULATION_STEPS is more than 1, but "
+    if cfg.MODEL.WITH_CAPTION and cfg.MODEL.SYNC_CAPTION_BATCH:
+        raise InputError(f"{key}MODEL.SYNC_CAPTION_BATCH compares with the captions of all; set one of them otherwise")
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "CenterNet" and cfg.MODEL.CENTERNET.MORE_POS:
+        raise InputError(f"{key}MODEL.CENTERNET.MORE_POS chooses positives by predictions; set one of them otherwise")
+
+
+def _without_wrapper(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def _load_for_evaluation(cfg: CfgNode, model: nn.Module, resume: bool) -> None:

@@ -20,6 +20,7 @@ from fvcore.common.config import CfgNode
 from iopath.common.file_io import file_lock
 from torch import Tensor
 
+from prompt_pretrain.array_files import read_npy
 from prompt_pretrain.atomic_files import write_npy, write_safetensors
 from prompt_pretrain.class_texts import ClassTexts
 from prompt_pretrain.clip import Clip, load_clip
@@ -326,7 +327,7 @@ def _try_to_save(made: ClassEmbeddings, path: Path) -> None:
 def _stored_names(metadata: dict[str, Any], path: Path) -> tuple[str, ...]:
     try:
         names = json.loads(metadata.pop("class_names", "[]"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"the class names in {path} are damaged ({error}); export it again") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"the class names in {path} are no list of texts; export it again")
@@ -334,11 +335,10 @@ def _stored_names(metadata: dict[str, Any], path: Path) -> tuple[str, ...]:
 
 
 def _read_npy(path: Path) -> tuple[Tensor, dict[str, str]]:
-    try:
-        array = np.load(path, allow_pickle=False)
-        return torch.from_numpy(array), {}
-    except (ValueError, EOFError, TypeError, OSError) as error:
-        raise InputError(f"{path} is no readable .npy array of numbers ({error}); get it again") from error
+    array = read_npy(path)
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{path} holds an array of {array.dtype}; expected numbers")
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="))), {}
 
 
 def _read_safetensors(path: Path) -> tuple[Tensor, dict[str, str]]:

@@ -1,5 +1,6 @@
 """A frozen CLIP from an open_clip name and tag, a weight file, or a tiny explicit config."""
 
+import copy
 import difflib
 import hashlib
 import logging
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from prompt_pretrain.clip_files import (
+    check_parameter_count,
     file_fingerprint,
     infer_config,
     load_state,
@@ -166,19 +168,21 @@ def load_clip(
 
 
 def clip_from_config(
-    config: Mapping[str, Any], *, seed: int = 0, precision: str = "fp32", clip_id: str | None = None
+    config: Mapping[str, Any], *, seed: int = 0, precision: str = "fp32", clip_id: str | None = None, source: str = ""
 ) -> Clip:
     """A CLIP with seeded random weights from an open_clip config (``embed_dim``, ``vision_cfg``, ``text_cfg`` …)."""
-    model = _build(config, precision, seed)
+    model = _build(config, precision, seed, source or clip_id or "the given settings")
     return Clip(model, clip_id=clip_id or f"config:{_config_hash(config)}#seed{seed}", precision=precision)
 
 
 def _from_config_file(path: Path, weights: str | os.PathLike | None, precision: str) -> Clip:
     if not path.is_file():
         raise InputError(f"no CLIP config {path}; give an existing .json file or an open_clip 'name/tag'")
-    config = parse_config(path.read_text(encoding="utf-8"), path)
+    config = parse_config(path.read_bytes(), path)
     if weights is None:
-        return clip_from_config(config, precision=precision, clip_id=f"file:{path.stem}#{file_fingerprint(path)}")
+        return clip_from_config(
+            config, precision=precision, clip_id=f"file:{path.stem}#{file_fingerprint(path)}", source=str(path)
+        )
     return _from_config_and_file(config, Path(weights), precision)
 
 
@@ -201,7 +205,7 @@ def _from_config_and_file(config: Mapping[str, Any], path: Path, precision: str)
 
 
 def _with_state(config: Mapping[str, Any], state: Mapping[str, Tensor], path: Path, precision: str) -> Clip:
-    model = _build(config, precision, seed=0)
+    model = _build(config, precision, 0, str(path))
     load_state(model, state, path)
     return Clip(model, clip_id=_file_id(path), precision=precision)
 
@@ -327,7 +331,7 @@ def _create(architecture: str, precision: str) -> nn.Module:
             raise InputError(f"open_clip cannot build {architecture}: {_first_line(error)}") from error
 
 
-def _build(config: Mapping[str, Any], precision: str, seed: int) -> nn.Module:
+def _build(config: Mapping[str, Any], precision: str, seed: int, source: str) -> nn.Module:
     config = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
     # A file must not make us download anything.
     config["vision_cfg"].pop("timm_model_pretrained", None)
@@ -337,11 +341,14 @@ def _build(config: Mapping[str, Any], precision: str, seed: int) -> nn.Module:
     cast = PRECISIONS[precision] if precision in ("bf16", "fp16") else None
     make = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
     try:
+        check_parameter_count(lambda: make(**copy.deepcopy(config), cast_dtype=cast), source)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = make(**config, cast_dtype=cast)
-    except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
-        raise InputError(f"open_clip cannot build this CLIP config: {_first_line(error)}") from error
+    except InputError:
+        raise
+    except Exception as error:  # whatever a setting of another type or size leads to
+        raise InputError(f"open_clip cannot build the CLIP config of {source}: {_first_line(error)}") from error
     if cast is not None:
         open_clip.convert_weights_to_lp(model, dtype=cast)
     return model

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,11 @@ _TOKENS = "token_embedding.weight"
 _VOCABULARY_SIZE = 49408
 # Entries of OpenAI's archives that are no parameters, and a buffer that open_clip does not store.
 _NO_PARAMETERS = frozenset({"input_resolution", "context_length", "vocab_size", "attn_mask"})
+
+_MODEL_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_LARGEST = {"vocab_size": 1 << 22, "layers": 1000, "head_width": 1 << 14}  # of numbers in a config
+_LARGEST_SIZE = 1 << 17
+_MAX_PARAMETERS = 5_000_000_000  # twice those of the largest CLIP of open_clip
 
 
 class ClipWeights(NamedTuple):
@@ -60,20 +65,56 @@ def read_clip_weights(path: str | PathLike) -> ClipWeights:
     state = {name: tensor for name, tensor in state.items() if name not in _NO_PARAMETERS}
     beside = path.parent / "open_clip_config.json"
     if config is None and not is_openai and beside.is_file():
-        config = parse_config(beside.read_text(encoding="utf-8"), beside)
+        config = parse_config(beside.read_bytes(), beside)
     return ClipWeights(state, config, is_openai)
 
 
-def parse_config(text: str, source: str | PathLike) -> dict[str, Any]:
+def parse_config(text: str | bytes, source: str | PathLike) -> dict[str, Any]:
     """An open_clip config from JSON, unwrapped from ``model_cfg`` where the hub's layout has that."""
     try:
         config = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"the open_clip config in {source} is no valid JSON: {error}") from error
     config = config.get("model_cfg", config) if isinstance(config, dict) else config
     if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys():
         raise InputError(f"the open_clip config in {source} lacks some of embed_dim, vision_cfg, text_cfg")
+    for key in ("vision_cfg", "text_cfg"):
+        if not isinstance(config[key], dict):
+            raise InputError(f"the open_clip config in {source}: {key} is no object of settings")
+        name = config[key].get("timm_model_name" if key == "vision_cfg" else "hf_model_name")
+        if name is not None and not (isinstance(name, str) and _MODEL_NAME.fullmatch(name)):
+            # With ":" or a path in it, timm would fetch the model's code settings from where it says.
+            raise InputError(f"the open_clip config in {source}: {key} names the model {name!r}; expected a plain name")
+    _check_sizes(config, "", source)
     return config
+
+
+def _check_sizes(value: Any, key: str, source: str | PathLike) -> None:
+    """No number may be so large that building the model would fill the memory or take forever."""
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_sizes(inner, f"{key}.{name}" if key else str(name), source)
+        return
+    largest = next((limit for part, limit in _LARGEST.items() if f".{part}" in key), _LARGEST_SIZE)
+    if isinstance(value, int | float) and not abs(value) <= largest:
+        raise InputError(f"the open_clip config in {source}: {key} is {value}; at most {largest} is possible")
+
+
+def check_parameter_count(make: Callable[[], nn.Module], source: str) -> None:
+    """Build the model without memory for its numbers and count them, where its parts allow that.
+
+    Raises:
+        InputError: there are more than any CLIP has.
+    """
+    try:
+        with torch.device("meta"):
+            count = sum(parameter.numel() for parameter in make().parameters())
+    except Exception:  # some towers compute with numbers while they are built; others cannot be built at all
+        return
+    if count > _MAX_PARAMETERS:
+        raise InputError(
+            f"{source} describes a CLIP with {count:,} parameters; at most {_MAX_PARAMETERS:,} are possible"
+        )
 
 
 def infer_config(state: Mapping[str, Tensor], source: str | PathLike, *, quick_gelu: bool) -> dict[str, Any]:
@@ -97,9 +138,10 @@ def infer_config(state: Mapping[str, Tensor], source: str | PathLike, *, quick_g
             "vision_cfg": vision,
             "text_cfg": text,
         }
-    except KeyError as error:
+    except (KeyError, IndexError, ValueError, TypeError, OverflowError, ZeroDivisionError) as error:
+        found = f"{error.args[0]} is missing" if isinstance(error, KeyError) else f"its shapes say nothing ({error})"
         raise InputError(
-            f"{source} is no CLIP of OpenAI's layout: {error.args[0]} is missing; name the open_clip architecture and "
+            f"{source} is no CLIP of OpenAI's layout: {found}; name the open_clip architecture and "
             "give the file as its weights"
         ) from error
 
@@ -193,7 +235,14 @@ def _expand_token_rows(state: dict[str, Tensor], config: dict[str, Any] | None, 
         return state
     size = (config or {}).get("text_cfg", {}).get("vocab_size", _VOCABULARY_SIZE)
     kept = state.get(_TOKENS)
-    if kept is None or rows.shape != kept.shape[:1] or rows.is_floating_point() or not _within(rows, size):
+    if (
+        not isinstance(size, int)
+        or kept is None
+        or kept.ndim != 2
+        or rows.shape != kept.shape[:1]
+        or rows.is_floating_point()
+        or not _within(rows, size)
+    ):
         raise InputError(f"{path} has token_rows that do not fit its {_TOKENS}; save it again with save_clip")
     # NumPy's frozen generator, so that the table is the same with every version of torch.
     noise = np.random.RandomState(0).standard_normal((size, kept.shape[1])).astype(np.float32)

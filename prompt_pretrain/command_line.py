@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from prompt_pretrain.errors import InputError
+from prompt_pretrain.errors import InputError, LostProcessError
 
 _DISK_ERRORS = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
@@ -19,8 +19,9 @@ _DISK_ERRORS = {
 def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Run ``main`` and turn its outcome into an exit code: 0 success, 2 bad input, 1 internal failure, 130 interrupted.
 
-    Bad input (:class:`InputError`, a missing file) and a full disk end in one line on standard error. Anything else
-    is a defect of ours and keeps its traceback. ``DEBUG=1`` in the environment shows every traceback.
+    Bad input (:class:`InputError`, a missing file), a full disk and the loss of another process end in one line on
+    standard error. Anything else is a defect of ours and keeps its traceback. ``DEBUG=1`` in the environment shows
+    every traceback.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     try:
@@ -30,6 +31,8 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
         return 130
     except InputError as error:
         return _complain(str(error), 2)
+    except LostProcessError:  # it has been told
+        return 1
     except OSError as error:
         reason = _DISK_ERRORS.get(error.errno or 0)
         where = f"{error.filename}: " if error.filename else ""

@@ -86,7 +86,13 @@ def _add_data_config(cfg: CfgNode) -> None:
 def _add_optimisation_config(cfg: CfgNode) -> None:
     cfg.OPTIM = CfgNode()
     cfg.OPTIM.NAME = "sgd"  # Only "sgd".
-    cfg.OPTIM.LR = 0.002  # Base learning rate; not scaled with batch size or number of processes.
+    cfg.OPTIM.LR = 0.002  # Base learning rate; see REFERENCE_WORLD_SIZE.
+    # Ours. Number of processes that LR is made for: on n of them (times ACCUMULATION_STEPS) it is multiplied by n over
+    # this, since BATCH_SIZE is per process; 0 leaves it as it is, as released.
+    cfg.OPTIM.REFERENCE_WORLD_SIZE = 0
+    # Ours. Processes whose work each process does, one after the other: its step takes so many times BATCH_SIZE images,
+    # with the memory of BATCH_SIZE. Same results as on so many processes.
+    cfg.OPTIM.ACCUMULATION_STEPS = 1
     cfg.OPTIM.WEIGHT_DECAY = 5e-4  # Applies to ctx.
     cfg.OPTIM.MOMENTUM = 0.9
     cfg.OPTIM.SGD_DAMPNING = 0.0  # Published spelling.
@@ -186,6 +192,8 @@ _MINIMUM: dict[str, float] = {
     "OPTIM.WEIGHT_DECAY": 0,
     "OPTIM.MOMENTUM": 0,
     "OPTIM.MAX_EPOCH": 1,
+    "OPTIM.REFERENCE_WORLD_SIZE": 0,
+    "OPTIM.ACCUMULATION_STEPS": 1,
     "TRAIN.PRINT_FREQ": 1,
     "TRAIN.CHECKPOINT_FREQ": 0,
     "TRAIN.CHECKPOINT_STEPS": 0,
@@ -241,7 +249,11 @@ def load_cfg(
         raise InputError(f"overrides come in pairs KEY VALUE, but the last one, {overrides[-1]!r}, stands alone")
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
         _set(cfg, key, value, "the command line")
-    _check(cfg)
+    try:
+        _check(cfg)
+    except InputError as error:
+        sources = [*map(str, config_file), *(["the command line"] if overrides else [])]
+        raise InputError(f"{' with '.join(sources)}: {error}" if sources else str(error)) from error
     cfg.freeze()
     return cfg
 
@@ -283,8 +295,8 @@ def _read_with_bases(path: Path, within: tuple[Path, ...] = ()) -> Iterator[tupl
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         wanted_by = f", the {BASE_KEY} of {within[-1]}" if within else ""
         raise InputError(f"config file {path} not found{wanted_by}; give an existing .yaml file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not plain YAML: {' '.join(str(error).split())}") from error
+    except Exception as error:  # yaml's own errors, and whatever its constructors of numbers and dates stumble over
+        raise InputError(f"{path} is not plain YAML: {' '.join(str(error).split())[:500]}") from error
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -378,7 +390,9 @@ def _as_type(key: str, value: Any, wanted: type, source: str, also: str = "") ->
 
 
 def _type_error(key: str, value: Any, expected: str, source: str) -> InputError:
-    return InputError(f"{source}: {key} is {value!r} ({type(value).__name__}); expected {expected}")
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+    return InputError(f"{source}: {key} is {shown} ({type(value).__name__}); expected {expected}")
 
 
 def _literal(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """torch.distributed for code that also runs as one process without a process group."""
 
+import functools
 import os
 from typing import Any
 
@@ -22,8 +23,20 @@ def initialize(device_type: str = "auto") -> torch.device:
     if "RANK" in os.environ and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        if is_restarted():
+            # torchrun's store still holds the addresses of the processes before: look up those of this attempt.
+            store, own_rank, size = next(dist.rendezvous("env://"))
+            store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+            dist.init_process_group(backend, store=store, rank=own_rank, world_size=size)
+        else:
+            dist.init_process_group(backend)
     return device
+
+
+def is_restarted() -> bool:
+    """Whether ``torchrun --max-restarts`` has started this process in place of one that failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def shutdown() -> None:
@@ -87,6 +100,21 @@ def gather_objects(value: object) -> list:
     values: list = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def any_process(value: bool) -> bool:
+    """Whether ``value`` is true on any process. Cheap enough for every step: one number over gloo, from no device."""
+    if world_size() == 1:
+        return value
+    flag = torch.tensor(int(value))
+    dist.all_reduce(flag, dist.ReduceOp.MAX, group=_gloo_group(dist.group.WORLD))
+    return bool(flag)
+
+
+@functools.lru_cache(maxsize=1)  # every group costs connections
+def _gloo_group(world: Any) -> Any:
+    """The processes of ``world`` over a backend that sends numbers from the CPU."""
+    return world if dist.get_backend(world) == dist.Backend.GLOO else dist.new_group(backend="gloo")
 
 
 def shard_bounds(length: int, index: int | None = None, parts: int | None = None) -> tuple[int, int]:

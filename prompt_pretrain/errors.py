@@ -1,4 +1,4 @@
-"""The one exception type that means "the user can mend this"."""
+"""Exceptions whose message is all that a user needs: bad input, and a run that lost one of its processes."""
 
 
 class InputError(ValueError):
@@ -6,4 +6,12 @@ class InputError(ValueError):
 
     The message is one line: what was found, what was expected, and which key, flag or file to change. Tools print it
     on standard error and exit with 2; a library caller may catch it as ``ValueError``.
+    """
+
+
+class LostProcessError(RuntimeError):
+    """Another process of a distributed run is gone, so this one cannot go on.
+
+    The message is one line: which process, its step and phase, and how to continue. It has been printed on standard
+    error at once, for the launcher may end this process any moment. Tools exit with 1.
     """

@@ -143,7 +143,7 @@ class _Job:
         try:
             header = json.loads((self.path / "header.json").read_bytes())
             sizes = {name: (self.path / name).stat().st_size for name in self.sizes()}
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
         same = isinstance(header, dict) and all(header.get(k) == self.description[k] for k in ("key", "shape"))
         return same and sizes == self.sizes()

@@ -67,13 +67,21 @@ class OnlineFeatures:
     Args:
         dataset: yields k views per image.
         autocast: context that the tower runs in.
+        parts: passes in which it encodes a batch.
     """
 
     def __init__(
-        self, clip: Clip, dataset: ImageDataset, *, num_workers: int, device: torch.device, autocast: Autocast
+        self,
+        clip: Clip,
+        dataset: ImageDataset,
+        *,
+        num_workers: int,
+        device: torch.device,
+        autocast: Autocast,
+        parts: int = 1,
     ) -> None:
         self._clip, self._dataset, self._num_workers = clip, dataset, num_workers
-        self._device, self._autocast = device, autocast
+        self._device, self._autocast, self._parts = device, autocast, parts
         self.labels = np.asarray(dataset.labels, dtype=np.int64)
         self.views = dataset.views
 
@@ -81,8 +89,8 @@ class OnlineFeatures:
         self._dataset.set_epoch(epoch)
         pin = self._device.type == "cuda"
         for batch in make_loader(self._dataset, batches, num_workers=self._num_workers, pin_memory=pin):
-            images = batch.images.flatten(0, 1).to(self._device, non_blocking=True)
-            features = self._encode(images).float()
+            parts = batch.images.flatten(0, 1).chunk(self._parts)
+            features = torch.cat([self._encode(part.to(self._device, non_blocking=True)) for part in parts]).float()
             # Every process must say the same: counting rows is a collective call.
             whole = distributed.world_size() == 1 and bool(batch.ok.all())
             ok = None if whole else batch.ok.repeat(self.views).to(self._device)

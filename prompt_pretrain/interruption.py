@@ -42,6 +42,4 @@ class StopSignal:
 
     def agreed(self) -> bool:
         """Whether any process was asked to stop. A collective call: every process must make it at the same step."""
-        if distributed.world_size() == 1:
-            return self.requested
-        return any(distributed.gather_objects(self.requested))
+        return distributed.any_process(self.requested)

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -53,7 +54,7 @@ class MetricsLog:
 def read_metrics(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
     """The rows of a ``metrics.jsonl``, all or those of one kind."""
     rows = [json.loads(line) for line in _complete_lines(path)]
-    return [row for row in rows if kind is None or row["kind"] == kind]
+    return [row for row in rows if kind is None or row.get("kind") == kind]
 
 
 def drop_rows_from(path: Path, iteration: int) -> None:
@@ -85,8 +86,9 @@ def finite_or_none(results: Mapping[str, Any]) -> dict[str, Any]:
 def _iteration_of(line: bytes) -> float:
     """Infinite for a line that a killed process left unfinished."""
     try:
-        return json.loads(line)["iteration"]
-    except (ValueError, KeyError, TypeError):
+        iteration = json.loads(line)["iteration"]
+        return iteration if isinstance(iteration, int | float) else math.inf
+    except (ValueError, KeyError, TypeError, RecursionError):
         return math.inf
 
 
@@ -97,7 +99,7 @@ def _complete_lines(path: Path) -> list[str]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             whole = isinstance(json.loads(line), dict)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             whole = False
         if whole:
             lines.append(line + "\n")
@@ -105,7 +107,8 @@ def _complete_lines(path: Path) -> list[str]:
 
 
 def _step_of(line: str) -> int:
-    return int(json.loads(line)["step"])
+    step = json.loads(line).get("step")
+    return step if isinstance(step, int) else sys.maxsize  # not one of ours: left out
 
 
 def _not_finite(value: object) -> bool:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
@@ -27,9 +28,11 @@ from prompt_pretrain.feature_source import Autocast, FeatureSource
 from prompt_pretrain.interruption import StopSignal
 from prompt_pretrain.metrics_log import MetricsLog
 from prompt_pretrain.optimisation import build_sgd, learning_rate_from_cfg, set_learning_rate
+from prompt_pretrain.process_watch import ProcessWatch
 from prompt_pretrain.prompt import SoftPrompt, save_prompt
 from prompt_pretrain.prompt_loss import BatchLoss, StepRows
 from prompt_pretrain.run_folder import RunFolder
+from prompt_pretrain.schedule_scaling import scaled_learning_rate
 
 logger = logging.getLogger(__name__)
 
@@ -128,8 +131,15 @@ class PromptPretrainer:
             nesterov=optim.SGD_NESTEROV,
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=grad_scaling)
+        self.parts: int = optim.ACCUMULATION_STEPS
         self.batch_size: int = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
-        self.steps_per_epoch = train_steps(len(source.labels), self.batch_size, distributed.world_size())
+        self.optim = optim.clone()
+        self.optim.defrost()
+        self.optim.LR = scaled_learning_rate(optim)
+        self.watch = ProcessWatch(
+            f"Run the same command again to continue from the last state in {run.root}", orderly=(TrainingInterrupted,)
+        )
+        self.steps_per_epoch = train_steps(len(source.labels), self.batch_size, distributed.world_size() * self.parts)
         if not self.steps_per_epoch:
             raise InputError("there is no training image; check DATASET.ROOT and DATASET.NUM_SHOTS")
         self.epoch = 0  # 0-based, the one in progress
@@ -154,7 +164,8 @@ class PromptPretrainer:
 
     def outcome(self, image_features: Tensor, rows: StepRows, ok: Tensor | None) -> BatchLoss:
         """Loss of this process's part of the step in progress; called under autocast."""
-        return self.loss(self.prompt.ctx, image_features, rows, self.step, ok=ok)
+        parts = rows.parts(self.parts, self.source.views)
+        return self.loss(self.prompt.ctx, image_features, rows, self.step, ok=ok, parts=parts)
 
     def save(self, path: Path, parameters: Mapping[str, Tensor], epoch: int, accuracy: float | None) -> None:
         """Write the file of ``parameters``, those after ``epoch`` epochs."""
@@ -170,6 +181,7 @@ class PromptPretrainer:
         Raises:
             TrainingInterrupted: SIGINT or SIGTERM came; the state after the last step is saved.
             InputError: the loss is not finite any more.
+            LostProcessError: another process is gone.
         """
         if state is not None:
             self._restore(state)
@@ -177,7 +189,7 @@ class PromptPretrainer:
         self._started, self._steps_before = time.monotonic(), self.step
         self._line_started, self._line_step = self._started, self.step
         try:
-            with StopSignal() as stop, _deterministic_on_cpu(self.device):
+            with StopSignal() as stop, self.watch, _deterministic_on_cpu(self.device):
                 while self.epoch < self.cfg.OPTIM.MAX_EPOCH:
                     self._train_epoch(stop, log)
                     self._finish_epoch(log)
@@ -188,9 +200,10 @@ class PromptPretrainer:
         return self._result()
 
     def _train_epoch(self, stop: StopSignal, log: MetricsLog | None) -> None:
-        rate = learning_rate_from_cfg(self.epoch, self.cfg.OPTIM)
+        rate = learning_rate_from_cfg(self.epoch, self.optim)
         set_learning_rate(self.optimizer, rate)
         dealt = [self._batches_of(rank) for rank in range(distributed.world_size())]
+        self.watch.at(self.step, "data")
         features = self.source.batches(self.epoch, dealt[distributed.rank()])
         for images, (image_features, ok) in zip(zip(*dealt, strict=True), features, strict=True):
             rows = StepRows.deal(self.source.labels, images, self.source.views)
@@ -201,27 +214,35 @@ class PromptPretrainer:
                 self._write_line(log, rate)
             if last:
                 return  # the end of the epoch saves the state
-            # Processes agree where they meet anyway, at log lines.
-            asked = stop.requested if distributed.world_size() == 1 else line_due and stop.agreed()
+            asked = stop.agreed()
             every = self.cfg.TRAIN.CHECKPOINT_STEPS
             if asked or (every and self.step % every == 0):
                 self._save_state()
             self._stop_if_asked(asked)
+            self.watch.at(self.step, "data")
 
-    def _batches_of(self, rank: int) -> list:
-        return train_batches(
-            len(self.source.labels),
-            self.batch_size,
-            seed=self.cfg.SEED,
-            epoch=self.epoch,
-            rank=rank,
-            world=distributed.world_size(),
-            start_step=self.step_in_epoch,
-        )
+    def _batches_of(self, rank: int) -> list[np.ndarray]:
+        """Images of the remaining steps of a process: those of all the processes whose work it does, in turn."""
+        world = distributed.world_size()
+        of_parts = [
+            train_batches(
+                len(self.source.labels),
+                self.batch_size,
+                seed=self.cfg.SEED,
+                epoch=self.epoch,
+                rank=rank + part * world,
+                world=world * self.parts,
+                start_step=self.step_in_epoch,
+            )
+            for part in range(self.parts)
+        ]
+        return [np.stack(batches, axis=1).reshape(-1) for batches in zip(*of_parts, strict=True)]
 
     def _take_step(self, image_features: Tensor, rows: StepRows, ok: Tensor | None) -> None:
+        self.watch.at(self.step, "forward")
         with self.autocast():
             outcome = self.outcome(image_features, rows, ok)
+        self.watch.at(self.step, "backward")
         self.scaler.scale(outcome.loss).backward()
         for parameter in self.parameters.values():
             if parameter.grad is None:
@@ -239,6 +260,7 @@ class PromptPretrainer:
     def _finish_epoch(self, log: MetricsLog | None) -> None:
         self._check_finite()
         loss, train_accuracy = _means(self.epoch_meter.total())
+        self.watch.at(self.step, "evaluation")
         self.epoch += 1
         self.step_in_epoch = 0
         self.epoch_meter, self.line_meter = _Meter.empty(self.device), _Meter.empty(self.device)
@@ -275,7 +297,7 @@ class PromptPretrainer:
         loss, accuracy = _means(self.line_meter.total())
         self.line_meter = _Meter.empty(self.device)
         now = time.monotonic()
-        images = (self.step - self._line_step) * self.batch_size * distributed.world_size()
+        images = (self.step - self._line_step) * self.batch_size * self.parts * distributed.world_size()
         speed = images / max(now - self._line_started, 1e-9)
         per_step = (now - self._started) / max(self.step - self._steps_before, 1)
         remaining = per_step * (self.total_steps - self.step)
@@ -307,7 +329,7 @@ class PromptPretrainer:
         if bool(torch.isfinite(total[0])) and bool(torch.stack(finite).all()):
             return
         first = min(distributed.gather_objects(int(self.line_meter.bad_step)))
-        rate = learning_rate_from_cfg(self.epoch, self.cfg.OPTIM)
+        rate = learning_rate_from_cfg(self.epoch, self.optim)
         raise InputError(
             f"the loss is not finite at step {min(first, self.step)} (epoch {self.epoch + 1}, learning rate {rate:g}); "
             f"lower OPTIM.LR or set TRAINER.POMP.PREC to fp32; the last good state is kept in {self.run.root}"
@@ -335,6 +357,7 @@ class PromptPretrainer:
 
     def _save_state(self) -> None:
         """Save all that continuing needs; refuses to save what is not finite."""
+        self.watch.at(self.step, "checkpoint")
         self._check_finite()
         meters = {"epoch_meter": self.epoch_meter.total().cpu(), "line_meter": self.line_meter.total().cpu()}
         if not distributed.is_main_process():

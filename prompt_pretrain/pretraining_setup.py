@@ -64,6 +64,8 @@ _FREE_SETTINGS = (
     "DATALOADER.TRAIN_X.SAMPLER",
     "DATALOADER.TEST.BATCH_SIZE",
     "DATALOADER.TEST.SAMPLER",
+    "OPTIM.ACCUMULATION_STEPS",
+    "OPTIM.REFERENCE_WORLD_SIZE",  # what it does to the learning rate is compared
     "FEATURE_CACHE.FOLDER",
     "FEATURE_CACHE.BATCH_SIZE",
     "TRAIN.PRINT_FREQ",
@@ -279,7 +281,7 @@ def _run(cfg: CfgNode, run: RunFolder, device: torch.device, progress: Progress 
         progress=progress,
     )
     if distributed.is_main_process():
-        if cfg.RESUME == "off":
+        if starts_anew(cfg):
             run.remove_run()
         write_config(cfg, run)
     result = trainer.train(state)
@@ -366,6 +368,7 @@ class ImageFeatures:
                 num_workers=cfg.DATALOADER.NUM_WORKERS,
                 device=self.clip.device,
                 autocast=self.autocast,
+                parts=cfg.OPTIM.ACCUMULATION_STEPS,
             )
         stored = max(cfg.FEATURE_CACHE.VIEWS, views) if transform.random else 1
         cache = self._cache(items, transform, views=stored)
@@ -502,12 +505,13 @@ def saved_state(cfg: CfgNode, run: RunFolder, settings: dict[str, Any]) -> dict[
     Raises:
         InputError: the state belongs to another configuration, or RESUME names a folder without one.
     """
-    if cfg.RESUME == "off":
+    if starts_anew(cfg):
         return None
     state: Any = None
     if distributed.is_main_process():
         # What this run reached itself comes before the run that it continues.
-        origin = run if run.states.exists() or not cfg.RESUME else RunFolder(cfg.RESUME)
+        elsewhere = cfg.RESUME if cfg.RESUME != "off" else ""
+        origin = run if run.states.exists() or not elsewhere else RunFolder(elsewhere)
         state = origin.states.load()
         if state is None and origin is not run:
             raise InputError(
@@ -519,12 +523,21 @@ def saved_state(cfg: CfgNode, run: RunFolder, settings: dict[str, Any]) -> dict[
     return distributed.broadcast_object(state)  # type: ignore[return-value]
 
 
+def starts_anew(cfg: CfgNode) -> bool:
+    """RESUME "off" holds for the first start; processes that torchrun starts again go on."""
+    return cfg.RESUME == "off" and not distributed.is_restarted()
+
+
 def run_settings(cfg: CfgNode, clip: Clip, data: ClassificationData) -> dict[str, Any]:
     """What two parts of one run must have in common, by the name to show when they do not."""
     values = {key: value for key, value in flatten(cfg).items() if key not in _FREE_SETTINGS}
     if not cfg.FEATURE_CACHE.ENABLED:
         del values["FEATURE_CACHE.VIEWS"]
-    world = distributed.world_size()
+    world = distributed.world_size() * cfg.OPTIM.ACCUMULATION_STEPS
+    if cfg.OPTIM.REFERENCE_WORLD_SIZE:
+        values["factor on OPTIM.LR (processes over OPTIM.REFERENCE_WORLD_SIZE)"] = (
+            world / cfg.OPTIM.REFERENCE_WORLD_SIZE
+        )
     values["images per step (DATALOADER.TRAIN_X.BATCH_SIZE times processes)"] = (
         cfg.DATALOADER.TRAIN_X.BATCH_SIZE * world
     )

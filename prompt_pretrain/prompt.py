@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prompt_pretrain.array_files import read_npy
 from prompt_pretrain.atomic_files import atomic_writer, write_npy, write_safetensors
 from prompt_pretrain.clip import Clip
 from prompt_pretrain.errors import InputError
@@ -169,10 +169,10 @@ def prompt_hash(prompt: SoftPrompt) -> str:
 def _read(path: Path, allow_suspicious: bool) -> tuple[Any, str, dict[str, Any]]:
     """Content, class-name position and metadata of a prompt file."""
     if path.suffix == ".npy":
-        try:
-            return torch.from_numpy(np.load(path, allow_pickle=False)), "end", {}
-        except (ValueError, EOFError, TypeError, OSError) as error:
-            raise InputError(f"{path} is no readable .npy array of numbers ({error}); get it again") from error
+        array = read_npy(path)
+        if array.dtype.kind != "f":
+            raise InputError(f"{path} holds an array of {array.dtype}; expected floating-point numbers")
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="))), "end", {}
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     content = _read_torch(path, allow_suspicious)

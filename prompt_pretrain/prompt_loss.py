@@ -1,11 +1,12 @@
 """The loss of a batch of image features as a function of the context vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from prompt_pretrain import distributed
 from prompt_pretrain.class_sampling import ClassSampler
@@ -39,6 +40,14 @@ class StepRows:
         positions = np.arange(views * size * world).reshape(views, size, world)
         own = positions[:, :, distributed.rank()].reshape(-1)
         return cls(torch.from_numpy(np.tile(labels[images], views)), torch.from_numpy(own))
+
+    def parts(self, count: int, views: int) -> list[Tensor]:
+        """Positions in ``own`` of the rows of each of ``count`` parts; none for a single one.
+
+        Part a of process r on W processes holds the rows that process r + a * W of ``count`` * W processes would have.
+        """
+        positions = torch.arange(len(self.own)).reshape(views, -1)
+        return [positions[:, part::count].reshape(-1) for part in range(count)] if count > 1 else []
 
 
 @dataclass(frozen=True)
@@ -91,61 +100,132 @@ class PromptLoss:
         assert hierarchy is None or sampler is None
 
     def __call__(
-        self, ctx: Tensor, image_features: Tensor, rows: StepRows, step: int, *, ok: Tensor | None = None
+        self,
+        ctx: Tensor,
+        image_features: Tensor,
+        rows: StepRows,
+        step: int,
+        *,
+        ok: Tensor | None = None,
+        parts: Sequence[Tensor] = (),
     ) -> BatchLoss:
-        """The loss of this process's part of a step.
+        """The loss of this process's share of a step.
 
         Args:
             ctx: (M, W) or (N, M, W), fp32.
             image_features: (R, D), not normalised, of the rows ``rows.own``; on the device.
             step: counts all steps of the run; draws depend on it.
             ok: (R,) bool, False leaves a row out; None takes all.
+            parts: positions of rows that are worked off together, one part after the other: each is computed again in
+                backward, so that memory is that of one. With ``per_rank`` each part has its list, that of the process
+                whose work it is (:mod:`prompt_pretrain.accumulation`).
+        """
+        if not parts:
+            everything = torch.arange(len(image_features))
+            losses, correct = self._contrast(ctx, image_features, rows, step, everything, 0)(everything)
+            return summarize(losses, correct, ok)
+        contrast = None
+        if self.sampler is None or self.negatives != "per_rank":  # one list of classes for all parts, encoded once
+            contrast = self._contrast(ctx, image_features, rows, step, torch.arange(len(image_features)), 0)
+        results = []
+        for number, part in enumerate(parts):
+
+            def run(part: Tensor, number: int = number) -> tuple[Tensor, Tensor]:
+                own = contrast or self._contrast(ctx, image_features, rows, step, part, number)
+                return own(part)
+
+            results.append(checkpoint(run, part, use_reentrant=False, preserve_rng_state=False))
+        order = torch.cat(list(parts))
+        return summarize(
+            torch.cat([losses for losses, _ in results]),
+            torch.cat([correct for _, correct in results]),
+            None if ok is None else ok[order.to(ok.device)],
+        )
+
+    def _contrast(
+        self, ctx: Tensor, images: Tensor, rows: StepRows, step: int, drawn_for: Tensor, number: int
+    ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """A function from positions of rows to their losses and whether the own class scored highest.
+
+        Args:
+            drawn_for, number: positions of the rows and number of the part that ``per_rank`` draws classes for.
         """
         if self.sampler is None:
             classes = self._encode(self.prompts, ctx, shard=True)
-            logits = full_contrast_logits(image_features, classes, self.logit_scale)
-            targets = rows.labels[rows.own].to(logits.device)
-        else:
-            logits = self._sampled_logits(self.sampler, ctx, image_features, rows, step)
-            targets = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-        losses, correct = cross_entropy(logits, targets, self.hierarchy)
-        return summarize(losses, correct, ok)
+            own_labels = rows.labels[rows.own]
 
-    def _sampled_logits(self, sampler: ClassSampler, ctx: Tensor, images: Tensor, rows: StepRows, step: int) -> Tensor:
-        """(R, K) logits, the rows' own classes in column 0."""
+            def logits_and_targets(index: Tensor) -> tuple[Tensor, Tensor]:
+                logits = full_contrast_logits(_rows_at(images, index), classes, self.logit_scale)
+                return logits, own_labels[index].to(logits.device)
+        else:
+            logits_of = self._sampled_logits(self.sampler, ctx, images, rows, step, drawn_for, number)
+
+            def logits_and_targets(index: Tensor) -> tuple[Tensor, Tensor]:
+                logits = logits_of(index)
+                return logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+
+        def contrast(index: Tensor) -> tuple[Tensor, Tensor]:
+            logits, targets = logits_and_targets(index)
+            return cross_entropy(logits, targets, self.hierarchy)
+
+        return contrast
+
+    def _sampled_logits(
+        self,
+        sampler: ClassSampler,
+        ctx: Tensor,
+        images: Tensor,
+        rows: StepRows,
+        step: int,
+        drawn_for: Tensor,
+        number: int,
+    ) -> Callable[[Tensor], Tensor]:
+        """A function from positions of rows to their (n, K) logits, own classes in column 0."""
         device = images.device
         own_labels = rows.labels[rows.own]
         alone = self.negatives == "per_rank"
-        labels, own = (own_labels, torch.arange(len(own_labels))) if alone else (rows.labels, rows.own)
+        # With lists per process a row is found among those that its list is drawn for.
+        place_of_row = torch.empty(len(own_labels), dtype=torch.int64)
+        place_of_row[drawn_for] = torch.arange(len(drawn_for))
+        labels, own = (own_labels[drawn_for], place_of_row) if alone else (rows.labels, rows.own)
         looks = sampler.mode in ("similarity", "easy")
-        seen = _gather_rows(images, rows) if looks and not alone else images
-        rank = distributed.rank() if alone else 0
+        seen = _gather_rows(images, rows) if looks and not alone else _rows_at(images, drawn_for)
+        rank = distributed.rank() + number * distributed.world_size() if alone else 0
         sample = sampler.draw(step, rank=rank, labels=labels, image_features=seen.detach())
         # Every class is encoded once, however many images and lists it occurs in.
         ids, place = torch.unique(torch.cat([labels, sample.ids.reshape(-1)]), return_inverse=True)
         class_ctx = ctx if ctx.ndim == 2 else ctx.index_select(0, ids.to(ctx.device))
         classes = self._encode(self.prompts.select(ids), class_ctx, shard=not alone)
-        negative_ids, negative_place = sample.ids, place[len(labels) :].reshape(sample.ids.shape)
-        log_q = sample.log_q
-        if negative_ids.ndim == 2:
-            negative_ids, negative_place = negative_ids[own], negative_place[own]
-        if log_q is not None and log_q.ndim == 2:
-            log_q = log_q[own]
-        negatives = classes.index_select(0, negative_place.reshape(-1).to(device))
-        return local_contrast_logits(
-            images,
-            classes.index_select(0, place[own].to(device)),
-            negatives.reshape(*negative_place.shape, -1),
-            own_labels.to(device),
-            negative_ids.to(device),
-            self.logit_scale,
-            num_classes=len(self.prompts),
-            margin=self.margin,
-            log_q=None if log_q is None else log_q.to(device),
-        )
+        all_places = place[len(labels) :].reshape(sample.ids.shape)
+
+        def logits_of(index: Tensor) -> Tensor:
+            drawn = own[index]
+            negative_ids, negative_place, log_q = sample.ids, all_places, sample.log_q
+            if negative_ids.ndim == 2:
+                negative_ids, negative_place = negative_ids[drawn], negative_place[drawn]
+            if log_q is not None and log_q.ndim == 2:
+                log_q = log_q[drawn]
+            negatives = classes.index_select(0, negative_place.reshape(-1).to(device))
+            return local_contrast_logits(
+                _rows_at(images, index),
+                classes.index_select(0, place[drawn].to(device)),
+                negatives.reshape(*negative_place.shape, -1),
+                own_labels[index].to(device),
+                negative_ids.to(device),
+                self.logit_scale,
+                num_classes=len(self.prompts),
+                margin=self.margin,
+                log_q=None if log_q is None else log_q.to(device),
+            )
+
+        return logits_of
 
     def _encode(self, prompts: PromptTokens, ctx: Tensor, *, shard: bool) -> Tensor:
         return self.encoder(prompts, ctx, memory_budget=self.memory_budget, shard=shard)
+
+
+def _rows_at(features: Tensor, index: Tensor) -> Tensor:
+    return features if len(index) == len(features) else features[index.to(features.device)]
 
 
 def _gather_rows(features: Tensor, rows: StepRows) -> Tensor:

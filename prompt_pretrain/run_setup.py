@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from prompt_pretrain import distributed
 from prompt_pretrain.errors import InputError
 
-__all__ = ["explained_loading", "find_config_file", "is_missing_file", "merge_settings"]
+__all__ = ["explained_loading", "find_config_file", "forget_earlier_run", "is_missing_file", "merge_settings"]
 _log = logging.getLogger(__name__)
 
 
@@ -64,6 +65,18 @@ def merge_settings(cfg: Any, config_file: str | os.PathLike, overrides: Sequence
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         _log.warning("no CUDA device here: MODEL.DEVICE %s becomes cpu", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
+
+
+def forget_earlier_run(output_dir: str) -> None:
+    """Before a training that starts anew where ``torchrun --max-restarts`` may start its processes again.
+
+    Those continue from the last checkpoint, which must not be that of an earlier training in the same folder: the file
+    that names it becomes ``last_checkpoint_of_earlier_run``.
+    """
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    pointer = Path(output_dir, "last_checkpoint")
+    if restarts and not distributed.is_restarted() and distributed.is_main_process() and pointer.is_file():
+        pointer.replace(pointer.with_name("last_checkpoint_of_earlier_run"))
 
 
 def is_missing_file(path: str) -> bool:

@@ -97,7 +97,9 @@ def read_torch_archive(path: str | PathLike, *, allow_suspicious: bool = False) 
         raise InputError(f"{path} is no torch file or is cut short ({error}); download or copy it again") from error
     except (pickle.UnpicklingError, KeyError, ValueError, TypeError, AttributeError, IndexError, EOFError) as error:
         raise InputError(f"{path} is damaged ({error}); download or copy it again") from error
-    except (RuntimeError, RecursionError, MemoryError, OverflowError) as error:
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged zip file or pickle raises almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} is damaged ({reason}); download or copy it again") from error
 
@@ -133,6 +135,7 @@ class _Reader(pickle.Unpickler):
         self._allow_suspicious = allow_suspicious
         self._folder = found[0].split("/")[0]
         self._storages: dict[str, Tensor] = {}
+        self._unread = path.stat().st_size
         super().__init__(archive.open(self._entry("data.pkl")))
 
     def _entry(self, name: str) -> zipfile.ZipInfo:
@@ -163,7 +166,11 @@ class _Reader(pickle.Unpickler):
             raise pickle.UnpicklingError("unknown kind of reference")
         _, dtype, key = pid[:3]
         if key not in self._storages:
-            data = bytearray(self._archive.read(self._entry(f"data/{key}")))
+            entry = self._entry(f"data/{key}")
+            self._unread -= entry.file_size
+            if self._unread < 0:  # entries that share their bytes: a small file could fill the memory
+                raise InputError(f"{self._path} promises more numbers than it holds; get the file again")
+            data = bytearray(self._archive.read(entry))
             self._storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         return self._storages[key]
 

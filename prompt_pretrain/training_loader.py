@@ -88,6 +88,8 @@ class TrainingLoader:
         make_sampler: seed -> endless stream of indices of this process. All processes call it with the same seed, and
             equal seeds give equal streams.
         batch_sizes: images per batch of this process, for each group.
+        parts: batches per iteration. With A of them on W processes, the a-th batch is the one that process r + a * W of
+            A * W would get (:mod:`prompt_pretrain.accumulation`).
         groups: (N,) group of each image; None when there is only one.
         seed: equal on all processes; None draws one together.
         num_workers: worker processes; 0 loads in this one.
@@ -106,6 +108,7 @@ class TrainingLoader:
         batch_sizes: Sequence[int],
         *,
         groups: np.ndarray | None = None,
+        parts: int = 1,
         seed: int | None = None,
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
@@ -120,6 +123,7 @@ class TrainingLoader:
         self._samples = _Samples(dataset, mapper, groups, input_errors, may_give_none)
         self._make_sampler = make_sampler
         self._batch_sizes = list(batch_sizes)
+        self._parts = parts
         self._seed = _shared_random_seed() if seed is None or seed < 0 else int(seed)
         self._num_workers = num_workers
         self._collate = collate_fn
@@ -150,7 +154,7 @@ class TrainingLoader:
 
         It is a small dict of numbers.
         """
-        return {"seed": self._seed, "batches": self._batches_done, **self._description()}
+        return {"seed": self._seed, "batches": self._batches_done // self._parts, **self._description()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the loader of ``state`` was. Takes effect with the next ``iter()``."""
@@ -161,14 +165,14 @@ class TrainingLoader:
         ]
         if changed:
             logger.warning("the data cannot go on exactly where it was: %s", "; ".join(changed))
-        self._seed, self._first_batch = int(state["seed"]), int(state["batches"])
+        self._seed, self._first_batch = int(state["seed"]), int(state["batches"]) * self._parts
         self._batches_done = self._first_batch
 
     def _description(self) -> dict[str, Any]:
         return {
             "images": len(self._samples),
             "batch_sizes": list(self._batch_sizes),
-            "processes": distributed.world_size(),
+            "processes": distributed.world_size() * self._parts,
         }
 
     def _plan(self) -> Iterator[list[_Place]]:
@@ -176,8 +180,16 @@ class TrainingLoader:
         rank, world_size = distributed.rank(), distributed.world_size()
         sampler = self._make_sampler(self._seed)
         places = (_Place(number * world_size + rank, int(index)) for number, index in enumerate(sampler))
-        batches = grouped_batches(places, lambda place: self._samples.group(place.image), self._batch_sizes)
-        return itertools.islice(batches, self._first_batch, None)
+        # Process r + a * W of A * W takes every A-th place of this one's stream.
+        streams = [
+            itertools.islice(stream, part, None, self._parts)
+            for part, stream in enumerate(itertools.tee(places, self._parts))
+        ]
+        batches = [
+            grouped_batches(s, lambda place: self._samples.group(place.image), self._batch_sizes) for s in streams
+        ]
+        in_turn = itertools.chain.from_iterable(zip(*batches, strict=False))
+        return itertools.islice(in_turn, self._first_batch, None)
 
     def _report(self, batch: _Batch) -> None:
         for reason in batch.skipped:
@@ -270,19 +282,20 @@ class _Samples(Dataset):
         return int(generator.choice(np.flatnonzero(self.groups == self.group(place.image))))
 
 
-def share_of_process(total_batch_size: int) -> int:
-    """Images per iteration of each process, of SOLVER.IMS_PER_BATCH.
+def share_of_process(total_batch_size: int, parts: int = 1) -> int:
+    """Images per batch, of SOLVER.IMS_PER_BATCH: each process has ``parts`` batches per iteration.
 
     Raises:
         InputError: it cannot be shared evenly.
     """
     world_size = distributed.world_size()
-    if total_batch_size <= 0 or total_batch_size % world_size:
+    if total_batch_size <= 0 or total_batch_size % (world_size * parts):
+        times = f" times SOLVER.ACCUMULATION_STEPS, {world_size} * {parts}" if parts > 1 else f", {world_size}"
         raise InputError(
             f"SOLVER.IMS_PER_BATCH is {total_batch_size}; it must be positive and a multiple of the number of "
-            f"processes, {world_size}"
+            f"processes{times}"
         )
-    return total_batch_size // world_size
+    return total_batch_size // (world_size * parts)
 
 
 def _shared_random_seed() -> int:

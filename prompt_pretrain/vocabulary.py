@@ -161,7 +161,7 @@ def _from_texts(name: str, texts: Sequence[str], source: str) -> Vocabulary:
 def _from_json(path: Path, text: str) -> Vocabulary:
     try:
         content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no valid JSON ({error}); mend it or give a text file") from error
     entries = content.get("categories") if isinstance(content, dict) else content
     if not isinstance(entries, list):

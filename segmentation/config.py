@@ -13,6 +13,9 @@ def add_config(cfg: CfgNode) -> None:
     add_deeplab_config(cfg)
     add_mask_former_config(cfg)
     add_class_embeddings_config(cfg)
+    # Batches in which each process works off its share of IMS_PER_BATCH, one after the other: as so many processes
+    # would, with the memory of one batch (docs/DEVIATIONS.md says what is equal).
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
     # Side in pixels to which crops are resized with REGION_RESIZED; 0: the size that CLIP was trained with.
     cfg.MODEL.CLIP_ADAPTER.REGION_SIZE = 224
     # Matrix products that encode crops: "fp32", or "bf16", which is about twice as fast and changes a few labels.

@@ -10,12 +10,15 @@ import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image
 
+from prompt_pretrain.annotation_fields import rle_problem
 from prompt_pretrain.atomic_files import atomic_writer
+from prompt_pretrain.classification.decoding import MAX_PIXELS
 from prompt_pretrain.errors import InputError
 
 __all__ = ["write_pseudo_label_maps"]
 
 _IGNORED = 255
+_MAX_STEM = 200  # bytes; file systems allow 255, and a temporary name is longer
 
 
 def write_pseudo_label_maps(
@@ -51,23 +54,45 @@ def _items(path: Path) -> Iterator[dict[str, Any]]:
         items = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; evaluate with PSEUDO True first") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
-    keys = {"file_name", "category_id", "segmentation"}
-    if not isinstance(items, list) or not all(isinstance(item, dict) and keys <= set(item) for item in items):
-        raise InputError(
-            f"{path} is not a list of {', '.join(sorted(keys))}; give an evaluator's sem_seg_predictions.json"
-        )
+    if not isinstance(items, list) or not all(map(_is_prediction, items)):
+        keys = ("category_id", "file_name", "segmentation")
+        raise InputError(f"{path} is not a list of {', '.join(keys)}; give an evaluator's sem_seg_predictions.json")
     yield from items
+
+
+def _is_file_name(stem: str) -> bool:
+    """Whether a file can be called so on every system."""
+    return 0 < len(stem.encode("utf-8", "replace")) <= _MAX_STEM and stem.isprintable() and "\\" not in stem
+
+
+def _is_prediction(item: Any) -> bool:
+    if not isinstance(item, dict) or not isinstance(item.get("segmentation"), dict):
+        return False
+    size = item["segmentation"].get("size")
+    return (
+        isinstance(item.get("file_name"), str)
+        and _is_file_name(Path(item["file_name"]).stem)
+        and type(item.get("category_id")) is int
+        and isinstance(size, list)
+        and len(size) == 2
+        and all(type(side) is int and side > 0 for side in size)
+    )
 
 
 def _paint(items: list[dict[str, Any]], category_to_label: Mapping[int, int] | None, where: str) -> np.ndarray:
     height, width = items[0]["segmentation"]["size"]
+    if not height * width <= MAX_PIXELS:
+        raise InputError(f"{where} has masks of {height} x {width} pixels, at most {MAX_PIXELS:,} are possible")
     labels = np.full((height, width), _IGNORED, dtype=np.uint8)
     for item in items:
         rle, category = item["segmentation"], item["category_id"]
         if rle["size"] != [height, width]:
             raise InputError(f"{where} has masks of sizes {[height, width]} and {rle['size']}")
+        problem = rle_problem(rle, height, width)
+        if problem or isinstance(rle["counts"], list):
+            raise InputError(f"{where}: {problem or 'a mask is not in the compressed form that evaluators write'}")
         if category == _IGNORED:
             continue
         label = category if category_to_label is None else category_to_label.get(category)

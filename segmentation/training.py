@@ -11,30 +11,36 @@ import os
 import time
 import weakref
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import build_model
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
+from prompt_pretrain.accumulation import accumulate_gradients, check_accumulation, number_of_parts
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.interruption import StopSignal
 from prompt_pretrain.metrics_log import drop_rows_from
 from prompt_pretrain.pretrain import TrainingInterrupted
-from prompt_pretrain.run_setup import explained_loading
+from prompt_pretrain.process_watch import ProcessWatch
+from prompt_pretrain.run_setup import explained_loading, forget_earlier_run
 from prompt_pretrain.sample_randomness import random_numbers_of
+from prompt_pretrain.schedule_scaling import scale_schedule
 from segmentation.checkpoint import SegmentationCheckpointer, weights_to_load
 from segmentation.class_counts import check_class_counts
 from segmentation.class_embedding_hook import apply_class_embeddings
 from segmentation.data import build_test_loader, build_train_loader
 from segmentation.evaluate import build_evaluator, do_test, evaluate_on, write_report
+from segmentation.normalizers import find_counters
 from segmentation.optimizer import build_optimizer
 from segmentation.setup import check_weights
 from segmentation.wandb_writer import WandbWriter, check_wandb
@@ -42,13 +48,13 @@ from segmentation.wandb_writer import WandbWriter, check_wandb
 __all__ = ["Trainer", "load_for_evaluation", "run"]
 _log = logging.getLogger(__name__)
 
-WRITE_PERIOD = 20  # iterations between two lines of the log, and between two questions whether to stop
 # Beside the checkpoints of SOLVER.CHECKPOINT_PERIOD; bounds what a killed run loses.
 ROLLING_CHECKPOINT_SECONDS = 900.0
 _ROLLING = "latest_"  # start of the names of checkpoints that the next one replaces
 # Added to the iteration, so that a training step never draws the same numbers as the augmentation of a sample.
 _STEP_OFFSET = 2**40
 _STATE = "segmentation"  # key in checkpoints
+_ADVICE = "Run the same command with --resume to continue from the last checkpoint"
 
 
 def run(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
@@ -73,7 +79,9 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
         if comm.is_main_process():
             verify_results(cfg, results)
         return results
-    trainer = Trainer(cfg)
+    if not args.resume:
+        forget_earlier_run(cfg.OUTPUT_DIR)
+    trainer = Trainer(scale_schedule(cfg))
     trainer.resume_or_load(resume=args.resume)
     if trainer.start_iter >= trainer.max_iter:
         _log.info("nothing to train: iteration %d of %d is done", trainer.start_iter, trainer.max_iter)
@@ -109,7 +117,11 @@ class Trainer(DefaultTrainer):
         self._seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.last_results: dict[str, Any] = {}
         self._stop = StopSignal()
+        self._watch = ProcessWatch(_ADVICE, orderly=(_Stopped,))
+        self._parts = number_of_parts(cfg)
         super().__init__(cfg)
+        if self._parts > 1:
+            check_accumulation(self.model)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As the base's; what cannot be loaded is an :class:`InputError`."""
@@ -126,12 +138,14 @@ class Trainer(DefaultTrainer):
         Raises:
             InputError: a loss that is not finite.
             TrainingInterrupted: by Ctrl-C or SIGTERM; the state has been saved.
+            LostProcessError: another process is gone.
         """
         _log.info("training from iteration %d to %d", self.start_iter, self.max_iter)
         if comm.is_main_process() and self.start_iter > 0:
             drop_rows_from(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
         try:
-            with self._stop:
+            with self._stop, self._watch as watch:
+                watch.follow(self.model)
                 return super().train()
         except _Stopped as stopped:
             raise TrainingInterrupted(
@@ -145,11 +159,46 @@ class Trainer(DefaultTrainer):
 
     def run_step(self) -> None:
         """One iteration, whose random numbers follow from the seed, the process and its number."""
+        self._watch.at(self.iter, "data")
+        if self._parts > 1:
+            self._run_step_in_parts()
+            return
         position = _STEP_OFFSET + self.iter * comm.get_world_size() + comm.get_rank()
         with random_numbers_of(self._seed, position):
             if torch.cuda.is_initialized():
                 torch.cuda.manual_seed(int(torch.randint(2**62, ())))
             super().run_step()
+
+    def _run_step_in_parts(self) -> None:
+        """What the inner trainer's step does, for several batches. detectron2's knows one."""
+        inner = self._trainer
+        inner.iter = self.iter
+        began = time.perf_counter()
+        stream = inner._data_loader_iter
+        batches = [next(stream) for _ in range(self._parts)]
+        waited = time.perf_counter() - began
+        inner.optimizer.zero_grad()
+        scaler = inner.grad_scaler if isinstance(inner, AMPTrainer) else torch.amp.GradScaler(enabled=False)
+        mixed = isinstance(inner, AMPTrainer) and next(self.model.parameters()).is_cuda
+        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        losses = accumulate_gradients(
+            self.model,
+            batches,
+            seed=self._seed,
+            iteration=self.iter,
+            counters=find_counters(model),
+            backward=lambda loss: scaler.scale(loss).backward(),
+            autocast=partial(torch.autocast, "cuda", getattr(inner, "precision", torch.float16), enabled=mixed),
+        )
+        self.after_backward()
+        inner._write_metrics(losses, waited)
+        scaler.step(inner.optimizer)
+        scaler.update()
+
+    def after_backward(self) -> None:
+        """Run the hooks."""
+        self._watch.at(self.iter, "optimizer")
+        super().after_backward()
 
     def state_dict(self) -> dict[str, Any]:
         """The base's, and the seed and place in the data; equal on all processes."""
@@ -202,6 +251,7 @@ class Trainer(DefaultTrainer):
 
     def test(self, cfg: CfgNode, model: nn.Module, evaluators: None = None) -> dict[str, Any]:  # type: ignore[override]
         """Evaluate during the training; results stay in ``last_results``."""
+        self._watch.at(self.iter, "evaluation")
         self.last_results = evaluate_on(cfg, model)
         return next(iter(self.last_results.values())) if len(self.last_results) == 1 else self.last_results
 
@@ -225,9 +275,7 @@ class _SaveAndStop(HookBase):
             return
         if time.monotonic() - self._saved_at > ROLLING_CHECKPOINT_SECONDS:
             self._save(iteration)
-        # Asking the other processes is a collective call, so several processes stop at a write.
-        asks = comm.get_world_size() == 1 or (iteration + 1) % WRITE_PERIOD == 0
-        if asks and self._stop.agreed():
+        if self._stop.agreed():
             self._save(iteration)
             raise _Stopped(iteration)
 

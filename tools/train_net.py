@@ -2,20 +2,24 @@
 
     python tools/train_net.py --config-file configs/detection/… --num-gpus 8
     python tools/train_net.py --config-file configs/detection/… --eval-only MODEL.WEIGHTS FILE
-    torchrun --nproc-per-node 8 tools/train_net.py --config-file configs/detection/…
+    torchrun --nproc-per-node 8 --max-restarts 3 tools/train_net.py --config-file configs/detection/…
 
 The config's MODEL.META_ARCHITECTURE says which of the two it is. Settings of the file are changed by KEY VALUE pairs
-at the end. ``--resume`` continues a run that was stopped, from the last checkpoint in OUTPUT_DIR.
+at the end. ``--resume`` continues a run that was stopped, from the last checkpoint in OUTPUT_DIR; processes that
+``torchrun --max-restarts`` starts again do so by themselves. Under Slurm and the like give SIGTERM: the run saves its
+state after the step in progress and exits with 130.
 """
 
 import argparse
 import importlib
 import importlib.util
+import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
-from types import ModuleType
+from types import FrameType, ModuleType
 
 import torch
 from torch.multiprocessing.spawn import ProcessExitedException
@@ -30,6 +34,7 @@ from prompt_pretrain.errors import InputError
 
 TASKS = ("detection", "segmentation")
 _KEY = "MODEL.META_ARCHITECTURE"
+_GO_ON = "run the same command with --resume to continue from the last checkpoint"
 _DEFAULT_ARCHITECTURE = "GeneralizedRCNN"  # detectron2's, of configs that name none
 
 
@@ -40,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run_under_torchrun(task, args)
     if args.num_gpus * args.num_machines == 1:
         return _run(task, args)
+    before = signal.signal(signal.SIGTERM, _pass_on)
     try:
         launch(
             _run_in_process,
@@ -49,9 +55,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             dist_url=args.dist_url,
             args=(task, args),
         )
-    except ProcessExitedException as error:  # it has said why
-        return error.exit_code
+    except ProcessExitedException as error:  # it has said why, unless a signal ended it
+        if error.exit_code >= 0:
+            return error.exit_code
+        name, rank = signal.Signals(-error.exit_code).name, args.machine_rank * args.num_gpus + error.error_index
+        print(f"error: process {rank} was ended by {name}; {_GO_ON}", file=sys.stderr)
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def _pass_on(number: int, frame: FrameType | None) -> None:
+    """The processes save their state and stop; this one waits for them."""
+    for process in multiprocessing.active_children():
+        process.terminate()
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -86,8 +104,9 @@ def find_task(args: argparse.Namespace) -> str:
         return known[architecture]
     absent = [task for task in TASKS if not _exists(task)]
     hint = f"; this installation has no package {' and '.join(map(repr, absent))}" if absent else ""
+    where = f"{args.config_file}: " if args.config_file else ""
     raise InputError(
-        f"{_KEY} is {architecture!r}, expected one of {', '.join(sorted(known))}{hint}; check --config-file, or give "
+        f"{where}{_KEY} is {str(architecture)[:80]!r}, expected one of {', '.join(sorted(known))}{hint}; check --config-file, or give "
         "--task"
     )
 
@@ -99,7 +118,8 @@ def _meta_architecture(args: argparse.Namespace) -> str:
             content = CfgNode.load_yaml_with_base(args.config_file)
         except (AssertionError, OSError, ValueError) as error:
             raise InputError(f"{args.config_file}: {error}") from error
-        found = content.get("MODEL", {}).get("META_ARCHITECTURE", found)
+        model = content.get("MODEL")
+        found = str(model.get("META_ARCHITECTURE", found)) if isinstance(model, dict) else found
     pairs = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
     return pairs.get(_KEY, found)
 
@@ -146,6 +166,8 @@ def _run_after_main(task: str, args: argparse.Namespace) -> int:
 
 def _run_under_torchrun(task: str, args: argparse.Namespace) -> int:
     """``torchrun`` has started the processes; the real detectron2's ``launch`` knows nothing of it."""
+    if distributed.is_restarted() and not args.eval_only:
+        args.resume = True
     distributed.initialize("cuda" if torch.cuda.is_available() else "cpu")
     try:
         if distributed.world_size() > 1:

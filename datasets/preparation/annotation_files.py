@@ -3,17 +3,20 @@
 import argparse
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from prompt_pretrain.annotation_fields import find_wrong_row
 from prompt_pretrain.atomic_files import atomic_writer
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.lazy_metadata import dataset_root
 
-__all__ = ["add_root", "beside", "parse", "read_annotations", "write_annotations", "write_rows"]
+__all__ = ["about", "add_root", "beside", "parse", "read_annotations", "write_annotations", "write_rows"]
 
 Content = dict[str, Any]
+_ROWS = {"images": "image", "annotations": "annotation", "categories": "category"}
 
 
 def add_root(parser: argparse.ArgumentParser) -> None:
@@ -33,10 +36,26 @@ def beside(path: Path, ending: str) -> Path:
     return path.with_name(f"{path.stem}{ending}.json")
 
 
+@contextmanager
+def about(source: str | os.PathLike) -> Iterator[None]:
+    """Inside of it, errors about what ``source`` holds name it; a key that a row lacks is such an error."""
+    try:
+        yield
+    except InputError as error:
+        raise error if str(source) in str(error) else InputError(f"{source}: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{source}: a row lacks a key or holds another kind of value ({error!r})") from error
+
+
 def read_annotations(
-    path: str | os.PathLike, lists: Sequence[str] = ("images", "annotations", "categories")
+    path: str | os.PathLike,
+    lists: Sequence[str] = ("images", "annotations", "categories"),
+    required: Mapping[str, Sequence[str]] | None = None,
 ) -> Content:
     """Content of a json whose entries ``lists`` are lists of objects with an ``id``.
+
+    Args:
+        required: further keys that the rows of a list must have; by default annotations name image and category.
 
     Raises:
         InputError: there is no such file, or it is not in that format.
@@ -45,15 +64,16 @@ def read_annotations(
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path} not found; download it first (datasets/README.md), or give another path") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no valid JSON ({error}); download it again") from error
+    required = {"annotations": ("image_id", "category_id")} if required is None else required
     for key in lists:
         rows = content.get(key) if isinstance(content, dict) else None
         if not isinstance(rows, list):
             raise InputError(f"{path} has no list '{key}'; expected a COCO-style annotation file")
-        for number, row in enumerate(rows):
-            if not isinstance(row, dict) or "id" not in row:
-                raise InputError(f"{path}: entry {number} of '{key}' has no 'id'")
+        problem = find_wrong_row(rows, _ROWS[key], ("id", *required.get(key, ())))
+        if problem:
+            raise InputError(f"{path}: {problem}")
     return content
 
 

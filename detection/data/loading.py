@@ -16,6 +16,7 @@ from detectron2.data.build import filter_images_with_few_keypoints, filter_image
 from detectron2.data.common import DatasetFromList
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler, TrainingSampler
+from prompt_pretrain.accumulation import number_of_parts
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.training_loader import TrainingLoader, group_indices, share_of_process
 
@@ -100,6 +101,7 @@ def _custom_train_loader_from_config(
         "mapper": build_train_mapper(cfg) if mapper is None else mapper,
         "sampler": _sampler_factory(cfg, dataset) if sampler is None else sampler,
         "total_batch_size": cfg.SOLVER.IMS_PER_BATCH,
+        "parts": number_of_parts(cfg),
         "aspect_ratio_grouping": loader.ASPECT_RATIO_GROUPING,
         "num_workers": loader.NUM_WORKERS,
         "num_datasets": len(cfg.DATASETS.TRAIN),
@@ -117,6 +119,7 @@ def build_custom_train_loader(
     mapper: Callable[[dict], Any] | None,
     sampler: Sampler[int] | SamplerFactory | None = None,
     total_batch_size: int = 16,
+    parts: int = 1,
     aspect_ratio_grouping: bool = True,
     num_workers: int = 0,
     num_datasets: int = 1,
@@ -133,12 +136,13 @@ def build_custom_train_loader(
         mapper: record -> sample.
         sampler: indices for this process, or a function from a seed to them; by default a ``TrainingSampler``.
         total_batch_size: images per iteration of all processes together.
+        parts: batches per iteration of each process; see ``TrainingLoader``.
         aspect_ratio_grouping: only batches of images that are all wider than high, or all not.
         num_workers: worker processes per process; 0 loads in this one.
         num_datasets: number of data sets among the records.
         multi_dataset_grouping: only batches of images of one data set, and alike in aspect ratio.
         use_diff_bs_size: with the former, take the batch size from ``dataset_bs``.
-        dataset_bs: images per iteration of this process, for each data set.
+        dataset_bs: images per batch of this process, for each data set.
         seed: of the order and of augmentations, equal on all processes; None or a negative one draws it together.
         collate_fn: list of samples -> batch; by default the list itself.
     Raises:
@@ -158,13 +162,14 @@ def build_custom_train_loader(
             )
         batch_sizes = [dataset_bs[group // 2] for group in range(2 * num_datasets)]
     else:
-        batch_sizes = [share_of_process(total_batch_size)] * len(batch_sizes)
+        batch_sizes = [share_of_process(total_batch_size, parts)] * len(batch_sizes)
     return TrainingLoader(
         DatasetFromList(dataset, copy=False),
         mapper,
         _as_factory(sampler, len(dataset)),
         batch_sizes,
         groups=groups,
+        parts=parts,
         seed=seed,
         num_workers=num_workers,
         collate_fn=collate_fn,

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from prompt_pretrain.array_files import read_npy
 from prompt_pretrain.classification.decoding import ImageError, decode_image
 from prompt_pretrain.classification.tar_archives import BLOCK, MAX_MEMBER_BYTES, entry_data
 from prompt_pretrain.errors import InputError
@@ -118,10 +119,6 @@ def _read_offsets(path: Path, archive: str) -> np.ndarray:
 
 def _load_npy(path: str | os.PathLike, key: str) -> np.ndarray:
     try:
-        with open(path, "rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
+        return read_npy(path, f"check {key}")
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; make the index of ImageNet-21K's archives, or set {key}") from None
-    except Exception as error:  # a damaged file raises almost anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} cannot be read as an array without pickled objects ({reason}); check {key}") from None

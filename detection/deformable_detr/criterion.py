@@ -91,6 +91,8 @@ class SetCriterion(nn.Module):
         self.focal_alpha = focal_alpha
         self.fed_loss_num_cat = fed_loss_num_cat
         self.register_buffer("fed_loss_weight", fed_loss_weight)
+        # Objects per batch, averaged over more than this batch and its processes, for training in parts; or None.
+        self.mean_count: Tensor | None = None
 
     def forward(
         self, layers: Sequence[Prediction], first_stage: Prediction | None, targets: Sequence[Target]
@@ -112,6 +114,8 @@ class SetCriterion(nn.Module):
 
     def _num_boxes(self, targets: Sequence[Target], device: torch.device) -> Tensor:
         """Objects per process, averaged over processes, at least 1."""
+        if self.mean_count is not None:
+            return self.mean_count.clamp(min=1)
         count = torch.tensor(float(sum(len(target.labels) for target in targets)), device=device)
         world = comm.get_world_size()
         if world > 1:

@@ -201,11 +201,23 @@ class OIDEvaluator(DatasetEvaluator):
                 f"into {os.path.dirname(json_file) or '.'}"
             )
         names = [category.get("freebase_id", category.get("name", "")) for category in self._ground_truth.categories]
-        hierarchy = _read_json(path, "the class hierarchy")
-        ancestors = class_ancestors(hierarchy, names)
+        ancestors = read_ancestors(path, names)
         if len(names) > 1 and not any(ancestors):
             logger.warning("%s names no ancestor of any class: AP50_expand will equal AP50", path)
         return ancestors
+
+
+def read_ancestors(path: str, names: Sequence[str]) -> list[list[int]]:
+    """See :func:`class_ancestors`; of a json file.
+
+    Raises:
+        InputError: no such file, or no tree of classes.
+    """
+    hierarchy = _read_json(path, "the class hierarchy")
+    try:
+        return class_ancestors(hierarchy, names)
+    except (AttributeError, TypeError) as error:
+        raise InputError(f"{path} is no tree of classes with LabelName and Subcategory ({error})") from error
 
 
 def _to_arrays(instances: Instances, image_id: int | str, with_masks: bool) -> _Predictions:
@@ -227,5 +239,5 @@ def _read_json(path: str, what: str) -> Any:
             return json.load(file)
     except FileNotFoundError as error:
         raise not_found(f"{path} ({what})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} ({what}) is no valid JSON: {error}") from error

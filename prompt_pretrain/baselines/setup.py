@@ -32,6 +32,7 @@ from prompt_pretrain.pretraining_setup import (
     run_settings,
     saved_state,
     select_device,
+    starts_anew,
     selection_items,
     version_of,
     write_config,
@@ -107,6 +108,11 @@ def _run(cfg: CfgNode, run: RunFolder, device: torch.device, progress: Progress 
         raise InputError(
             f"MODEL.INIT_WEIGHTS holds a prompt, which {cfg.TRAINER.NAME} does not start from; leave it empty"
         )
+    if cfg.OPTIM.ACCUMULATION_STEPS != 1:
+        raise InputError(
+            f"OPTIM.ACCUMULATION_STEPS is {cfg.OPTIM.ACCUMULATION_STEPS}, but {cfg.TRAINER.NAME} takes a step at once; "
+            "set it to 1 and lower DATALOADER.TRAIN_X.BATCH_SIZE"
+        )
     data = load_training_data(cfg)
     clip = configured_clip(cfg, device)
     arguments = learner_arguments(cfg, data.num_classes)
@@ -143,7 +149,7 @@ def _run(cfg: CfgNode, run: RunFolder, device: torch.device, progress: Progress 
         metadata=_metadata(cfg, clip, data, arguments),
     )
     if distributed.is_main_process():
-        if cfg.RESUME == "off":
+        if starts_anew(cfg):
             run.remove_run()
         write_config(cfg, run)
     result = trainer.train(state)

@@ -77,7 +77,7 @@ def _text_pairs(path: Path, text: str) -> list[tuple[str, str]]:
             continue
         if not name.strip():
             raise InputError(
-                f"{path} line {number}: {line.strip()!r} has no class name; expected '<folder> <class name>'"
+                f"{path} line {number}: {line.strip()[:80]!r} has no class name; expected '<folder> <class name>'"
             )
         pairs.append((folder, name.strip()))
     return pairs

@@ -135,12 +135,18 @@ def _read(
         raise InputError(f"{file} holds the subset for {found}, expected {shots} shots, seed {seed}; {remedy}")
     if (val is None) != ("val" not in content):
         raise InputError(f"{file} and the data set disagree on whether validation images are sampled; {remedy}")
-    chosen = _match(content["train"], train, root, file)
+    chosen = _match(content.get("train"), train, root, file)
     return chosen, None if val is None else _match(content["val"], val, root, file)
 
 
-def _match(records: list[list[Any]], items: Sequence[ImageItem], root: Path, file: Path) -> Sequence[ImageItem]:
+def _match(records: Any, items: Sequence[ImageItem], root: Path, file: Path) -> Sequence[ImageItem]:
     """The items that ``records`` name; every record must still be an item with that label."""
+    for record in records if isinstance(records, list) else [records]:
+        pair = isinstance(record, list) and len(record) == 2
+        if not pair or not isinstance(record[0], str) or type(record[1]) is not int or not 0 <= record[1] < 1 << 31:
+            raise InputError(
+                f"{file} holds {str(record)[:60]!r}, expected [path, label]; remove it to draw a new subset"
+            )
     found = find_items(items, [os.path.join(root, path) for path, _ in records])
     labels = np.array([label for _, label in records], dtype=np.int64)
     wrong = (found < 0) | (labels_of(items)[found] != labels)

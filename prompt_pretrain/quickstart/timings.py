@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from prompt_pretrain.atomic_files import write_json
 
@@ -19,8 +20,8 @@ class Timings:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._steps: dict[str, dict] = {}
-        with suppress(OSError, ValueError):
-            self._steps = json.loads(path.read_text(encoding="utf-8"))
+        with suppress(OSError, ValueError, RecursionError):
+            self._steps = _usable(json.loads(path.read_text(encoding="utf-8")))
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -70,3 +71,12 @@ class Pace:
         """Seconds of the next step and all later ones."""
         slowness = self._took / self._was_expected if self._was_expected else 1.0
         return slowness * sum(self.expected[self.done :])
+
+
+def _usable(content: Any) -> dict[str, dict]:
+    """The steps of a file; times alone, so that what is damaged is measured again."""
+    return {
+        name: {"seconds": float(entry["seconds"]), "done": entry.get("done") is True}
+        for name, entry in (content.items() if isinstance(content, dict) else ())
+        if isinstance(entry, dict) and isinstance(entry.get("seconds"), int | float) and abs(entry["seconds"]) < 1e9
+    }

@@ -75,7 +75,7 @@ class WorldFolder:
         path = folder / RECIPE_FILE
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is damaged ({error}); delete {folder} and write it again") from error
         if found != self.described:
             found = found if isinstance(found, dict) else {}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.postprocessing import sem_seg_postprocess
+from prompt_pretrain.array_files import read_npy
 from prompt_pretrain.errors import InputError
 from segmentation.adapter_setup import build_mask_adapter
 from segmentation.batch_vocabulary import BatchVocabulary
@@ -110,11 +111,17 @@ class ZeroShotProposalBasedSegmentor(nn.Module):
         path = self.proposals / f"{Path(file_name).stem}.npy"
         if not path.is_file():
             raise InputError(f"no regions of {file_name}: expected {path} (MODEL.CLIP_ADAPTER.PROPOSALS)")
-        try:
-            array = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise InputError(f"{path} is no readable .npy array of numbers ({error}); write it again") from error
-        if array.ndim != 2 or 0 in array.shape or not np.issubdtype(array.dtype, np.integer):
-            raise InputError(f"{path} has shape {array.shape} of {array.dtype}; expected integers (height, width)")
-        regions = torch.from_numpy(array.astype(np.int64)).to(self.device)
+        regions = torch.from_numpy(read_regions(path)).to(self.device)
         return F.interpolate(regions[None, None].double(), size=size, mode="nearest")[0, 0].long()
+
+
+def read_regions(path: Path) -> np.ndarray:
+    """(H, W) int64 numbers of regions from an ``.npy`` file.
+
+    Raises:
+        InputError: no such array of integers.
+    """
+    array = read_npy(path, "write it again")
+    if array.ndim != 2 or 0 in array.shape or not np.issubdtype(array.dtype, np.integer):
+        raise InputError(f"{path} has shape {array.shape} of {array.dtype}; expected integers (height, width)")
+    return array.astype(np.int64)

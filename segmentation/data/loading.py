@@ -18,6 +18,7 @@ from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import InferenceSampler, TrainingSampler
 from mask_former.data.dataset_mappers.mask_former_semantic_dataset_mapper import MaskFormerSemanticDatasetMapper
 from mask_former.data.label_maps import LabelMapError
+from prompt_pretrain.accumulation import number_of_parts
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.training_loader import TrainingLoader, group_indices, share_of_process
 from segmentation.data.binary_mapper import MaskFormerBinarySemanticDatasetMapper
@@ -76,7 +77,8 @@ def build_train_loader(cfg: CfgNode) -> TrainingLoader:
         log_class_histogram(records, MetadataCatalog.get(names[0]).stuff_classes)
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise InputError(f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}, expected TrainingSampler")
-    count, batch_size = len(records), share_of_process(cfg.SOLVER.IMS_PER_BATCH)
+    parts = number_of_parts(cfg)
+    count, batch_size = len(records), share_of_process(cfg.SOLVER.IMS_PER_BATCH, parts)
     one_size = mapper_name == _BINARY or (mapper_name == _SEMANTIC and cfg.INPUT.SIZE_DIVISIBILITY > 0)
     tell_size = all("width" in record and "height" in record for record in records)
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING and tell_size and not one_size
@@ -86,6 +88,7 @@ def build_train_loader(cfg: CfgNode) -> TrainingLoader:
         lambda seed: TrainingSampler(count, seed=seed),
         [batch_size] * (2 if grouped else 1),
         groups=group_indices(records, by_source=False) if grouped else None,
+        parts=parts,
         seed=cfg.SEED,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         input_errors=(LabelMapError, SizeMismatchError),

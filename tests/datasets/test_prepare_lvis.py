@@ -135,7 +135,7 @@ def test_errors(command, lvis):
     source.write_text("{")
     assert "is no valid JSON" in command.error("norare")
     command.write("lvis/lvis_v1_train.json", {**lvis, "images": [{"height": 3}]})
-    assert "entry 0 of 'images' has no 'id'" in command.error("norare")
+    assert "image number 0 has no 'id'" in command.error("norare")
     command.write("lvis/lvis_v1_val.json", {**lvis, "images": [{"id": 8}]})
     assert "image 8 has no 'coco_url'" in command.error("minival")
     command.write("lvis/lvis_v1_train.json", {**lvis, "images": [{"id": 1}]})

@@ -7,7 +7,9 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["prompt_pretrain.pretraining_setup", "pytest"])
+_context.set_forkserver_preload(
+    ["prompt_pretrain.pretraining_setup", "pytest", "detection.training", "segmentation.training"]
+)
 
 
 def start(function: Callable[..., Any], *args: Any) -> BaseProcess:
@@ -27,13 +29,21 @@ def run(function: Callable[..., Any], *args: Any) -> int:
 
 def run_ranks(function: Callable[..., Any], world: int, *args: Any) -> None:
     """Run ``function(rank, *args)`` in ``world`` processes of one gloo group."""
+    assert exit_codes(start_ranks(function, world, *args)) == [0] * world
+
+
+def start_ranks(function: Callable[..., Any], world: int, *args: Any) -> list[BaseProcess]:
+    """The processes of `run_ranks`, at work."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ranks = [start(_in_group, function, rank, world, port, *args) for rank in range(world)]
-    for process in ranks:
+    return [start(_in_group, function, rank, world, port, *args) for rank in range(world)]
+
+
+def exit_codes(processes: list[BaseProcess]) -> list[int | None]:
+    for process in processes:
         process.join()
-    assert [process.exitcode for process in ranks] == [0] * world
+    return [process.exitcode for process in processes]
 
 
 def _single_threaded(function: Callable[..., Any], *args: Any) -> None:

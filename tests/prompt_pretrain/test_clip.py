@@ -300,5 +300,5 @@ def test_damaged_and_foreign_files_are_explained(tmp_path, clip):
     with pytest.raises(InputError, match="lacks some of embed_dim, vision_cfg, text_cfg"):
         load_clip(tmp_path / "lacks.json")
     (tmp_path / "odd.json").write_text(json.dumps(VIT | {"colour": 1}))
-    with pytest.raises(InputError, match="open_clip cannot build this CLIP config: .*colour"):
+    with pytest.raises(InputError, match="open_clip cannot build the CLIP config of .*colour"):
         load_clip(tmp_path / "odd.json")

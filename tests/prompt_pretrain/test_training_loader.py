@@ -122,6 +122,23 @@ def test_processes_share_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [sample for pair in zip(*parts, strict=True) for sample in pair] == alone
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_parts_are_the_batches_of_as_many_processes(monkeypatch: pytest.MonkeyPatch, num_workers: int) -> None:
+    alone = make_loader(parts=2, num_workers=num_workers)
+    in_parts = take(alone, 8)
+    states = [alone.state_dict()]
+    for rank in range(2):
+        be_process(monkeypatch, rank)
+        loader = make_loader()
+        assert take(loader, 4) == in_parts[rank::2]
+        states.append(loader.state_dict())
+    assert states[0] == states[1] == states[2]  # a run may go on with other numbers of both
+    monkeypatch.undo()
+    resumed = make_loader(parts=2)
+    resumed.load_state_dict({**states[1], "batches": 2})
+    assert take(resumed, 4) == in_parts[4:]
+
+
 def test_states_of_all_processes_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     states = []
     for rank in range(2):

@@ -67,9 +67,10 @@ def write_pictures(folder: Path) -> Path:
 
 
 @contextmanager
-def registered(folder: Path) -> Iterator[None]:
+def registered(folder: Path, write: bool = True) -> Iterator[None]:
     """The pictures in ``folder`` as data sets, also one record per class."""
-    write_pictures(folder)
+    if write:
+        write_pictures(folder)
     names = []
     for name, labels, classes in ((TRAIN, "seen", CLASS_NAMES[:3]), (TEST, "all", CLASS_NAMES)):
         for suffix, load, kind in (

@@ -44,7 +44,7 @@ def _evaluator(world, folder, federated=False, **options):
 
 def _process(evaluator, world, image_ids=None):
     evaluator.reset()
-    for image_id in image_ids or world.detections:
+    for image_id in world.detections if image_ids is None else image_ids:
         evaluator.process([{"image_id": image_id}], [{"instances": world.detections[image_id]}])
     return evaluator
 
@@ -168,24 +168,25 @@ def _worker(rank, world_size, folder, shared, federated, results):
         module._is_folder = lambda path, token: f"_rank{rank}_" in path.name
     world = _world(federated, images=6)
     ids = sorted(world.detections)
+    shards = min(world_size, 3)  # of four processes the last one has no image, hence no detection
     evaluator = _evaluator(
         world, folder / f"rank{rank}", federated, distributed=True, output_dir=str(folder / "out") if shared else None
     )
-    _process(evaluator, world, ids[rank::world_size])
+    _process(evaluator, world, ids[rank::shards] if rank < shards else [])
     results[rank] = evaluator.evaluate()
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(("processes", "shared"), [(2, True), (2, False), (4, True)])
 @pytest.mark.parametrize("federated", [True, False])
-def test_two_processes_give_the_results_of_one(shared, federated, tmp_path):
+def test_many_processes_give_the_results_of_one(processes, shared, federated, tmp_path):
     world = _world(federated, images=6)
     expected = _process(_evaluator(world, tmp_path, federated), world).evaluate()
     with mp.get_context("fork").Manager() as manager:
         shared_results = manager.dict()
-        arguments = (2, tmp_path, shared, federated, shared_results)
-        mp.start_processes(_worker, args=arguments, nprocs=2, start_method="fork")
+        arguments = (processes, tmp_path, shared, federated, shared_results)
+        mp.start_processes(_worker, args=arguments, nprocs=processes, start_method="fork")
         results = dict(shared_results)
     same_metrics(results[0], expected, 1e-9)
     assert results[1] == (None if federated else {})

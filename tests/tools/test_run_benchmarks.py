@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from prompt_pretrain.errors import InputError
 from tools import run_benchmarks
 
 SCRIPT = """
@@ -43,3 +44,29 @@ def test_unknown_benchmark_lists_the_known_ones(folder, capsys):
         run_benchmarks.main(["gamma"], folder)
     assert stop.value.code == 2
     assert "no benchmark gamma; there are: alpha, beta" in capsys.readouterr().err
+
+
+def test_records_of_several_runs_and_machines_are_rendered_together(folder, tmp_path):
+    document, records = tmp_path / "PERFORMANCE.md", tmp_path / "records"
+    document.write_text("# Performance\n\nWords of its own.\n")
+    records.mkdir()
+    other = {
+        "device": "Some GPU",
+        "command": "make bench",
+        "results": [{"name": "gamma/time", "value": 3, "unit": "ms"}],
+    }
+    (records / "some-gpu.json").write_text(json.dumps(other))
+    words = ["--record", "--records", str(records), "--document", str(document), "--json", str(tmp_path / "all.json")]
+    assert run_benchmarks.main(["alpha", *words], folder) == 0
+    assert run_benchmarks.main(["beta", *words], folder) == 0  # what alpha gave is kept
+    text = document.read_text()
+    assert "Words of its own." in text and text.count("Recorded benchmarks") == 1
+    lines = text.splitlines()
+    assert "| alpha/time | 2 | s | - | - | 0.5123 |" in lines and "| beta/time | 2 | s | - | - | 0.5123 |" in lines
+    assert "| gamma/time | 3 | ms | - | - | - |" in lines and any("Some GPU" in line for line in lines)
+
+
+def test_a_broken_record_is_named(folder, tmp_path):
+    (tmp_path / "cpu.json").write_text("[]")
+    with pytest.raises(InputError, match="cpu.json is no record of benchmarks; remove it"):
+        run_benchmarks.render_records(tmp_path)

@@ -118,7 +118,7 @@ def _read(report: Report, json_file: str) -> dict[str, list] | None:
     except OSError as error:
         report.error("annotation file", f"{json_file}: {error.strerror}")
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         report.error("annotation file", f"{json_file} is not valid JSON: {error}")
         return None
     content = content if isinstance(content, dict) else {}
@@ -191,14 +191,19 @@ def _check_class_lists(
     report: Report, image: dict, annotations: list[dict], names: dict[int, str], style: str, where: str
 ) -> None:
     """Images may list classes that are known to be there or absent, and what is not fully annotated."""
-    present = {annotation.get("category_id") for annotation in annotations}
+    present = {annotation.get("category_id") for annotation in annotations if annotation.get("category_id") in names}
     for key, is_needed in _CLASS_LISTS[style].items():
         if key not in image and is_needed:
             report.warning("image without a field", f"{where}: '{key}' is missing")
-        for category_id in image.get(key, []):
+        listed = image.get(key, [])
+        if not isinstance(listed, list) or any(isinstance(entry, dict | list) for entry in listed):
+            report.error("unknown category", f"{where}: {key} is {str(listed)[:60]}, expected a list of category ids")
+            continue
+        for category_id in listed:
             if category_id not in names:
                 report.error("unknown category", f"{where}: {key} holds {category_id!r}, which does not exist")
-    for category_id in sorted(present.intersection(image.get("neg_category_ids", []))):
+    absent = image.get("neg_category_ids")
+    for category_id in sorted(number for number in present if isinstance(absent, list) and number in absent):
         report.warning(
             "category annotated and listed as absent",
             f"{where}: category {category_id} ({names.get(category_id)}) is annotated and in neg_category_ids",

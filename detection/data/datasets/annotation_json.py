@@ -12,11 +12,14 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
+from prompt_pretrain.annotation_fields import find_wrong_row
 from prompt_pretrain.errors import InputError
 
 __all__ = ["AnnotationJson", "check_box", "is_polygon", "not_found"]
 
 logger = logging.getLogger(__name__)
+
+_LISTS = {"images": "image", "annotations": "annotation", "categories": "category"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,10 @@ class AnnotationJson:
             InputError: there is no such file, or it is not in that format; the message names the entry and the key.
         """
         content = _read(path)
+        for key, what in _LISTS.items():
+            problem = find_wrong_row(content[key], what)
+            if problem:
+                raise InputError(f"{path}: {problem}")
         images = _by_id(path, content["images"], "image")
         categories = _by_id(path, content["categories"], "category")
         if not categories:
@@ -145,9 +152,9 @@ def _read(path: str) -> dict[str, list[dict[str, Any]]]:
             content = json.load(file)
     except FileNotFoundError as error:
         raise not_found(path) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no valid JSON: {error}") from error
-    for key in ("images", "annotations", "categories"):
+    for key in _LISTS:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise InputError(f"{path} has no list '{key}'; expected a COCO-style annotation file")
     return content
@@ -155,9 +162,7 @@ def _read(path: str) -> dict[str, list[dict[str, Any]]]:
 
 def _by_id(path: str, rows: list[Any], what: str) -> list[dict[str, Any]]:
     seen = set()
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict) or "id" not in row:
-            raise InputError(f"{path}: {what} number {number} has no 'id'")
+    for row in rows:
         if row["id"] in seen:
             raise InputError(f"{path}: {what} id {row['id']} is not unique")
         seen.add(row["id"])

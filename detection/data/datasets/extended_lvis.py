@@ -10,6 +10,7 @@ from typing import Any
 from detection.data.datasets.annotation_json import AnnotationJson, is_polygon
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+from prompt_pretrain.annotation_fields import rle_problem
 
 __all__ = ["custom_load_lvis_json", "custom_register_lvis_instances"]
 
@@ -141,6 +142,14 @@ class _AnnotationReader:
         if not isinstance(mask, list | dict) or not mask:
             raise self._content.error(
                 image, annotation, "'segmentation' is empty; leave it out where there is no mask, or give polygons"
+            )
+        if isinstance(mask, dict):
+            problem = rle_problem(mask, image["height"], image["width"])
+            if problem:
+                raise self._content.error(image, annotation, problem)
+        if isinstance(mask, list) and any(len(polygon) % 2 for polygon in mask):
+            raise self._content.error(
+                image, annotation, "a polygon has an odd number of coordinates, expected [x, y, ...]"
             )
         if isinstance(mask, list) and not all(map(is_polygon, mask)):
             self._bad_polygons.append(annotation["id"])

@@ -9,6 +9,7 @@ import pycocotools.mask as mask_util
 from detection.data.datasets.annotation_json import AnnotationJson, is_polygon
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+from prompt_pretrain.annotation_fields import rle_problem
 
 __all__ = ["load_oid_json", "register_oid_instances"]
 
@@ -45,11 +46,12 @@ def load_oid_json(json_file: str, image_root: str, dataset_name: str | None = No
     for image in content.images:
         if "file_name" not in image:
             raise content.error(image, None, "'file_name' is missing")
+        size = content.size(image)
         entries = (_read_annotation(content, image, annotation) for annotation in content.of_image[image["id"]])
         records.append(
             {
                 "file_name": os.path.join(image_root, image["file_name"]),
-                **content.size(image),
+                **size,
                 "image_id": image["id"],
                 "neg_category_ids": content.class_indices(image, "neg_category_ids"),
                 "annotations": [entry for entry in entries if entry is not None],
@@ -74,6 +76,9 @@ def _read_annotation(
         polygons = [polygon for polygon in mask if is_polygon(polygon)]
         return entry | {"segmentation": polygons} if polygons else None
     if isinstance(mask, dict):
+        problem = rle_problem(mask, image["height"], image["width"])
+        if problem:
+            raise content.error(image, annotation, problem)
         if isinstance(mask.get("counts"), list):
             mask = mask_util.frPyObjects(mask, *mask["size"])
         return entry | {"segmentation": mask}

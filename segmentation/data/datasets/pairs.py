@@ -117,10 +117,11 @@ def _read_counts(path: str) -> dict[str, list[int]]:
         raise InputError(
             f"{path} not found, the labels of each label map; write it with datasets/prepare_label_count.py"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no valid JSON ({error}); write it again") from error
     valid = isinstance(counts, dict) and all(
-        isinstance(labels, list) and all(isinstance(label, int) for label in labels) for labels in counts.values()
+        isinstance(labels, list) and all(type(label) is int and 0 <= label < 1 << 16 for label in labels)
+        for labels in counts.values()
     )
     if not valid:
         raise InputError(f"{path} is not an object of lists of labels; write it with datasets/prepare_label_count.py")

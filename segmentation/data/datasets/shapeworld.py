@@ -68,9 +68,14 @@ def _reader(world: Path, kind: str, *, seen_only: bool) -> Callable[[], dict[str
                 f"no {path}; draw the world with tools/make_shapeworld.py --kind {kind} --output {world}, or all of "
                 "them with tools/shapeworld_segmentation.py"
             )
-        classes = json.loads(path.read_text(encoding="utf-8"))
-        flags = [int(entry["split"] == "base") for entry in classes]
-        names = [entry["name"] for entry in classes]
+        try:
+            classes = json.loads(path.read_text(encoding="utf-8"))
+            flags = [int(entry["split"] == "base") for entry in classes]
+            names = [entry["name"] for entry in classes]
+        except (ValueError, RecursionError, TypeError, KeyError) as error:
+            raise InputError(f"{path} is damaged ({error!r}); delete {world} and draw the world again") from error
+        if not all(isinstance(name, str) for name in names):
+            raise InputError(f"{path} has classes whose names are no text; delete {world} and draw the world again")
         if kind != "coco_stuff":
             return {"stuff_classes": names}
         base = [label for label, flag in enumerate(flags) if flag]

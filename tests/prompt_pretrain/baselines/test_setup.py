@@ -98,6 +98,7 @@ def test_one_command_trains_and_another_evaluates(files, tmp_path, capsys):
 def test_what_cannot_be_trained_is_named(files, tmp_path):
     for extra, message in (
         (("MODEL.INIT_WEIGHTS", "prompt.pth"), "INIT_WEIGHTS holds a prompt, which VPT does not start from"),
+        (("OPTIM.ACCUMULATION_STEPS", "2"), "ACCUMULATION_STEPS is 2, but VPT takes a step at once; set it to 1"),
         (("TRAINER.VPT.PROMPT_DEPTH_VISION", "12"), "prompts of depth 12 .* has 1 layers"),
         (("TRAINER.VPT.N_CTX_VISION", "0"), "N_CTX_VISION is 0; expected at least 1"),
         (("TRAINER.HIERARCHY.MODE", "smooth"), "imagenet21k_miil_tree.pth: No such file"),

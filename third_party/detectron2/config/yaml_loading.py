@@ -11,6 +11,7 @@ import yaml
 from fvcore.common.config import BASE_KEY
 
 _MAX_LENGTH = 10_000
+_MAX_DEPTH = 50
 _BINARY: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -113,11 +114,26 @@ def _read(filename: str, open_file: Callable[[str], IO[Any]], allow_unsafe: bool
             content = yaml.unsafe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{filename}{_describe(error)}") from error
+    except Exception as error:  # yaml's constructors of numbers and dates, and nodes without end
+        if allow_unsafe:
+            raise
+        raise ValueError(f"{filename}: not valid YAML: {' '.join(str(error).split())[:200]}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ValueError(f"{filename} holds a {type(content).__name__}, expected a mapping of configuration keys")
+    _check_keys(content, filename)
     return content
+
+
+def _check_keys(content: dict[Any, Any], filename: str, depth: int = 1) -> None:
+    if depth > _MAX_DEPTH:  # an anchor may stand for a node around itself
+        raise ValueError(f"{filename}: nodes within nodes, more than {_MAX_DEPTH} deep")
+    for key, value in content.items():
+        if not isinstance(key, str):
+            raise ValueError(f"{filename}: {key!r} is no name of a configuration key")
+        if isinstance(value, dict):
+            _check_keys(value, filename, depth + 1)
 
 
 def _describe(error: yaml.YAMLError) -> str:

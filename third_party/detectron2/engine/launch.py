@@ -130,10 +130,14 @@ def _run_in_group(
         comm.synchronize()
         main_func(*args)
         return
+    # After a restart, the store of torchrun still holds the addresses of the processes before: look up new ones.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if dist_url == "env://" else "0"
     try:
+        store = None if attempt == "0" else dist.PrefixStore(f"attempt {attempt}", next(dist.rendezvous(dist_url))[0])
         dist.init_process_group(
             backend="NCCL" if has_gpu else "GLOO",
-            init_method=dist_url,
+            init_method=dist_url if store is None else None,
+            store=store,
             world_size=world_size,
             rank=rank,
             timeout=timeout,

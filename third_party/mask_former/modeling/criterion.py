@@ -68,6 +68,8 @@ class SetCriterion(nn.Module):
         self.weight_dict = dict(weight_dict)
         self.eos_coef = eos_coef
         self.losses = tuple(losses)
+        # Targets per batch, averaged over more than this batch and its processes, for training in parts; or None.
+        self.mean_count: Tensor | None = None
         if eos_coef > 0:
             empty_weight = torch.ones(num_classes + 1)
             empty_weight[-1] = eos_coef
@@ -97,6 +99,8 @@ class SetCriterion(nn.Module):
 
     def _count_masks(self, device: torch.device, targets: Sequence[Mapping[str, Tensor]]) -> Tensor | float:
         """Targets per process, averaged over all; at least 1."""
+        if self.mean_count is not None:
+            return self.mean_count.clamp(min=1)
         count = float(sum(len(target["labels"]) for target in targets))
         if get_world_size() == 1:
             return max(count, 1.0)

@@ -103,6 +103,8 @@ class CenterNet(nn.Module):
         )
         shared = {"strides": self.strides, "score_thresh": score_thresh, "take_root": with_agn_hm}
         shared["center_nms"] = center_nms
+        # Means of `count_targets` over more than this batch and its processes, for training in parts; or None.
+        self.mean_counts: Tensor | None = None
         self.train_decoder = Decoder(
             pre_nms_topk=pre_nms_topk_train,
             post_nms_topk=post_nms_topk_train,
@@ -179,6 +181,12 @@ class CenterNet(nn.Module):
         """
         class_logits, distances, object_logits = self.centernet_head([features_dict[name] for name in self.in_features])
         losses = {}
+        if self.mean_counts is not None and level_sizes(distances) != self._sizes_of(images.tensor.shape[-2:]):
+            raise ValueError(
+                f"training in parts needs feature maps of one cell per stride, but those of an image of "
+                f"{tuple(images.tensor.shape[-2:])} pixels have {level_sizes(distances)} cells with the strides "
+                f"{tuple(self.strides)}; use one part"
+            )
         if self.training:
             assert gt_instances is not None, "CenterNet needs ground truth in training: 'instances' in each input"
             losses = self.compute_losses(gt_instances, class_logits, distances, object_logits)
@@ -220,8 +228,12 @@ class CenterNet(nn.Module):
         any_class = targets.heatmap.amax(dim=1)  # (M,)
         valid = (targets.distances.amax(dim=1) >= 0).nonzero().flatten()
         weights = torch.ones_like(any_class[valid]) if self.not_norm_reg else any_class[valid]
-        counts = torch.stack((weights.new_tensor(float(len(targets.pos_inds))), weights.sum()))
-        num_positives, sum_weights = self._mean_over_processes(counts).clamp(min=1.0)
+        if self.mean_counts is None:
+            counts = torch.stack((weights.new_tensor(float(len(targets.pos_inds))), weights.sum()))
+            counts = self._mean_over_processes(counts)
+        else:
+            counts = self.mean_counts
+        num_positives, sum_weights = counts.clamp(min=1.0)
 
         losses = {}
         if not self.only_proposal:
@@ -237,6 +249,26 @@ class CenterNet(nn.Module):
             losses["loss_centernet_agn_pos"] = self.pos_weight * positive / num_positives
             losses["loss_centernet_agn_neg"] = self.neg_weight * negative / num_positives
         return losses
+
+    def count_targets(self, gt_instances: Sequence[Instances], image_size: tuple[int, int]) -> Tensor:
+        """(2,) number of positives and sum of the weights of locations, by whose means the losses are divided.
+
+        Args:
+            image_size: height and width of the padded batch.
+        Raises:
+            ValueError: positives depend on predictions (MORE_POS).
+        """
+        if self.assigner.more_positives is not None:
+            raise ValueError("MODEL.CENTERNET.MORE_POS chooses positives by predictions: they cannot be counted before")
+        targets = self.assigner(gt_instances, self._sizes_of(image_size))
+        any_class = targets.heatmap.amax(dim=1)
+        valid = targets.distances.amax(dim=1) >= 0
+        weight = valid.sum() if self.not_norm_reg else any_class[valid].sum()
+        return torch.stack((any_class.new_tensor(float(len(targets.pos_inds))), weight.to(any_class)))
+
+    def _sizes_of(self, image_size: Sequence[int]) -> list[tuple[int, int]]:
+        height, width = image_size
+        return [(-(-height // stride), -(-width // stride)) for stride in self.strides]
 
     def predict(
         self,

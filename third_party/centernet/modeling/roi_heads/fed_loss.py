@@ -31,7 +31,7 @@ def load_class_freq(path: str = "datasets/lvis/lvis_v1_train_cat_info.json", fre
         categories = json.loads(file.read_text(encoding="utf-8"))
         counts = [count for _, count in sorted((entry["id"], entry["image_count"]) for entry in categories)]
         weights = torch.tensor(counts, dtype=torch.float32)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(
             f"{path} (MODEL.ROI_BOX_HEAD.CAT_FREQ_PATH): expected a json list of objects with numbers 'id' and "
             f"'image_count' ({type(error).__name__}: {error})"

@@ -15,6 +15,7 @@ from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.annotation_file import (
     AnnotationError,
     AnnotationFile,
+    are_numbers,
     check_box,
     check_rle,
     is_polygon,
@@ -117,7 +118,11 @@ class _AnnotationReader:
             if not entry["segmentation"]:
                 self._note("only polygons with fewer than 3 points, which drops them", annotation)
                 return None
+        if entry.get("iscrowd", 0) not in (0, 1):
+            raise self.file.error(image, annotation, f"'iscrowd' is {entry['iscrowd']!r}, expected 0 or 1")
         if entry.get("keypoints"):
+            if not isinstance(entry["keypoints"], list) or not are_numbers(entry["keypoints"]):
+                raise self.file.error(image, annotation, "'keypoints' is no list of numbers")
             # Pixel indices become continuous coordinates; the third number is the visibility.
             entry["keypoints"] = [
                 value + 0.5 if number % 3 != 2 else value for number, value in enumerate(entry["keypoints"])
@@ -159,11 +164,11 @@ class _AnnotationReader:
                 image, annotation, f"'segmentation' is a {type(segmentation).__name__}, expected polygons or RLE"
             )
         polygons = [polygon for polygon in segmentation if is_polygon(polygon)]
-        try:
-            without_area = any(polygon_area(polygon) == 0 for polygon in polygons)
-        except TypeError:
-            raise self.file.error(image, annotation, "'segmentation' holds something that is no number") from None
-        if without_area:
+        if not all(map(are_numbers, polygons)):
+            raise self.file.error(
+                image, annotation, "'segmentation' holds something that is no number, or no finite one"
+            )
+        if any(polygon_area(polygon) == 0 for polygon in polygons):
             self._note("a polygon without area", annotation)
         return polygons
 

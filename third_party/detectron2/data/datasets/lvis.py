@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets.annotation_file import AnnotationFile, check_box, is_polygon, polygon_area
+from detectron2.data.datasets.annotation_file import (
+    AnnotationError,
+    AnnotationFile,
+    are_numbers,
+    check_box,
+    is_polygon,
+    polygon_area,
+)
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 from detectron2.data.datasets.lvis_v1_category_image_count import LVIS_CATEGORY_IMAGE_COUNT
@@ -55,6 +62,8 @@ def load_lvis_json(
             metadata.set(**get_lvis_instances_meta(dataset_name))
         id_map = metadata.get("thing_dataset_id_to_contiguous_id")
     if id_map is None:
+        if any(isinstance(category["id"], str) for category in file.categories):
+            raise AnnotationError(f"{json_file}: LVIS' category ids are numbers, expected no text")
         highest = max((category["id"] for category in file.categories), default=len(LVIS_CATEGORIES))
         id_map = {number: number - 1 for number in range(1, highest + 1)}
     extra = list(extra_annotation_keys or [])
@@ -116,7 +125,8 @@ def _find_problem(annotation: dict, id_map: dict[int, int], extra: Sequence[str]
     if problem:
         return problem
     polygons = annotation["segmentation"]
-    if not isinstance(polygons, list) or not polygons or not all(map(is_polygon, polygons)):
+    usable = isinstance(polygons, list) and polygons and all(map(is_polygon, polygons))
+    if not usable or not all(map(are_numbers, polygons)):
         return "'segmentation' must be polygons of at least three points [x, y, x, y, x, y, ...], and at least one"
     return None
 

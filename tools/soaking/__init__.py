@@ -1,0 +1,1 @@
+"""Parts of ``tools/soak.py``: the trainings, what disturbs them, and watching them."""
