@@ -106,8 +106,8 @@ def find_task(args: argparse.Namespace) -> str:
     hint = f"; this installation has no package {' and '.join(map(repr, absent))}" if absent else ""
     where = f"{args.config_file}: " if args.config_file else ""
     raise InputError(
-        f"{where}{_KEY} is {str(architecture)[:80]!r}, expected one of {', '.join(sorted(known))}{hint}; check --config-file, or give "
-        "--task"
+        f"{where}{_KEY} is {str(architecture)[:80]!r}, expected one of {', '.join(sorted(known))}{hint}; "
+        "check --config-file, or give --task"
     )
 
 

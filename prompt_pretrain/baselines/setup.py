@@ -32,8 +32,8 @@ from prompt_pretrain.pretraining_setup import (
     run_settings,
     saved_state,
     select_device,
-    starts_anew,
     selection_items,
+    starts_anew,
     version_of,
     write_config,
 )
