@@ -86,7 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 clip=study.clip,
                 clip_name=args.clip,
                 prompt=outcome.prompts[outcome.best],
-                workers=args.workers,
             )
             with quickstart.step("Draw scenes", "for detection and segmentation"), _bar("scenes") as bar:
                 steps.draw(bar)
