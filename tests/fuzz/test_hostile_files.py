@@ -17,8 +17,9 @@ import torch
 
 from prompt_pretrain.annotation_fields import find_wrong_row, rle_problem
 from prompt_pretrain.array_files import read_npy
+from prompt_pretrain.classification import tar_archives
 from prompt_pretrain.classification.decoding import ImageError, open_image
-from prompt_pretrain.classification.tar_archives import MAX_MEMBER_BYTES, open_index, read_member
+from prompt_pretrain.classification.tar_archives import open_index, read_member
 from prompt_pretrain.clip_files import parse_config
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.safe_pickle import read_torch_archive
@@ -139,8 +140,9 @@ def test_a_link_planted_in_the_output_folder_is_replaced_not_followed(tmp_path: 
     assert (tmp_path / "victim").read_text() == "mine"
 
 
-def test_packed_members_unfold_to_a_limit(tmp_path: Path):
-    bomb = gzip.compress(bytes(MAX_MEMBER_BYTES + 1))
+def test_packed_members_unfold_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tar_archives, "MAX_MEMBER_BYTES", 1 << 20)
+    bomb = gzip.compress(bytes((1 << 20) + 1))
     (tmp_path / "n1.tar").write_bytes(tar_bytes({"a.JPEG": bomb}))
     with watched(tmp_path), pytest.raises(OSError, match="unpacks to more than"):
         read_member(f"{tmp_path / 'n1.tar'}::a.JPEG")
@@ -151,7 +153,7 @@ def _png(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    row = zlib.compress(bytes(width + 1))
+    row = zlib.compress(bytes(1001))  # the rest is promised only
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", row) + chunk(b"IEND", b"")
 
 
