@@ -20,6 +20,7 @@ from typing import Any
 
 from soaking.disturbances import DataFolder, FullDisk, damage_file, damage_images, empty
 from soaking.tasks import Task
+from torch import Tensor
 
 from prompt_pretrain.command_line import run_command
 from prompt_pretrain.errors import InputError
@@ -117,15 +118,17 @@ class Soak:
         expected = Training(task.name, disturbed=False)
         found = Training(task.name, disturbed=True)
         self.trainings += [expected, found]
-        if self._train(task, data, alone, expected, disk) and self._train(task, data, disturbed, found, disk):
-            self._compare(task, alone, disturbed, found)
+        if self._train(task, data, alone, expected, disk):
+            weights = task.weights(alone)
+            empty(alone)  # the disk is small
+            if self._train(task, data, disturbed, found, disk):
+                self._compare(task, weights, task.weights(disturbed), found)
         shutil.rmtree(disk.folder / task.name)
         self.speak(
             f"{task.name}: {found.starts} starts, disturbances {dict(found.disturbances)}, equal weights: {found.equal}"
         )
 
-    def _compare(self, task: Task, alone: Path, disturbed: Path, found: Training) -> None:
-        one, other = task.weights(alone), task.weights(disturbed)
+    def _compare(self, task: Task, one: dict[str, Tensor], other: dict[str, Tensor], found: Training) -> None:
         wrong = [name for name in one if name not in other or not one[name].equal(other[name])]
         found.equal = not wrong and one.keys() == other.keys()
         if not found.equal:
