@@ -130,10 +130,14 @@ def paint(objects: Sequence[Mapping[str, Any]], where: str) -> np.ndarray:
             if isinstance(segmentation["counts"], list):
                 segmentation = mask_util.frPyObjects(segmentation, height, width)
             mask = mask_util.decode(segmentation).astype(bool)
-        except (KeyError, TypeError, OverflowError) as error:
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(
                 f"{where}: a mask is not run-length encoded ({error!r}); download the file again"
             ) from error
+        if type(entry["category_id"]) is not int or not 0 <= entry["category_id"] < 1 << 31:
+            raise InputError(f"{where}: category_id is {entry['category_id']!r}, expected a whole number")
         if values is None:
             values = np.zeros((height, width), dtype=np.int64)
         if values.shape != mask.shape:

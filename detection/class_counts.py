@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from prompt_pretrain.class_embeddings import ClassEmbeddings
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.run_setup import explained_data
 from prompt_pretrain.vocabulary import clean_class_name
 
 __all__ = ["check_class_counts", "classes_of", "head_classes"]
@@ -21,7 +22,8 @@ def classes_of(data_set: str) -> tuple[str, ...]:
     """Class names of a registered data set; it is loaded where its registration does not tell them."""
     names = MetadataCatalog.get(data_set).get("thing_classes")
     if names is None:
-        DatasetCatalog.get(data_set)  # COCO files tell their classes when they are read
+        with explained_data():
+            DatasetCatalog.get(data_set)  # COCO files tell their classes when they are read
         names = MetadataCatalog.get(data_set).get("thing_classes")
     if names is None:
         raise InputError(f"data set {data_set} has no class names; set thing_classes in its metadata")

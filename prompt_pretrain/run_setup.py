@@ -16,7 +16,14 @@ import torch
 from prompt_pretrain import distributed
 from prompt_pretrain.errors import InputError
 
-__all__ = ["explained_loading", "find_config_file", "forget_earlier_run", "is_missing_file", "merge_settings"]
+__all__ = [
+    "explained_data",
+    "explained_loading",
+    "find_config_file",
+    "forget_earlier_run",
+    "is_missing_file",
+    "merge_settings",
+]
 _log = logging.getLogger(__name__)
 
 
@@ -83,6 +90,21 @@ def is_missing_file(path: str) -> bool:
     """Whether MODEL.WEIGHTS names a local file that does not exist; "" and URLs do not."""
     file = path.partition("?")[0]
     return bool(file) and "://" not in file and not os.path.isfile(file)
+
+
+@contextmanager
+def explained_data() -> Iterator[None]:
+    """Inside of it, what detectron2's loaders say of a wrong annotation file becomes an :class:`InputError`.
+
+    The bundled one raises an error that is a ValueError, a KeyError and an AssertionError; the real one any of these.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, KeyError, AssertionError) as error:
+        text = error.args[0] if type(error) is KeyError and error.args else error
+        raise InputError(f"the data set cannot be loaded: {text}") from error
 
 
 @contextmanager

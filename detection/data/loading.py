@@ -18,6 +18,7 @@ from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler, TrainingSampler
 from prompt_pretrain.accumulation import number_of_parts
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.run_setup import explained_data
 from prompt_pretrain.training_loader import TrainingLoader, group_indices, share_of_process
 
 __all__ = ["build_custom_train_loader", "build_train_loader", "get_detection_dataset_dicts_with_source"]
@@ -181,12 +182,13 @@ def _records(cfg: Any) -> list[dict]:
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
     proposals = cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None
     load = get_detection_dataset_dicts_with_source if _is_mixed(cfg) else get_detection_dataset_dicts
-    return load(
-        cfg.DATASETS.TRAIN,
-        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        min_keypoints=keypoints,
-        proposal_files=proposals,
-    )
+    with explained_data():
+        return load(
+            cfg.DATASETS.TRAIN,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            min_keypoints=keypoints,
+            proposal_files=proposals,
+        )
 
 
 def _is_mixed(cfg: Any) -> bool:

@@ -1,7 +1,9 @@
 """Decoding one image: from a file or an archive member to upright RGB, or an error that names it."""
 
+import errno
 import io
 import logging
+import os
 import re
 import warnings
 from typing import IO
@@ -9,13 +11,15 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps
 
-from prompt_pretrain.classification.tar_archives import is_archive_member, read_member
+from prompt_pretrain.classification.tar_archives import is_archive_member, read_member, split_member_path
 from prompt_pretrain.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit for an image that may be a decompression bomb: 256 MiB as RGB
 MAX_ASPECT_RATIO = 1000  # beyond it, resizing the shorter side to a model's input size would need gigabytes
+_MISSING = (errno.ENOENT, errno.ENOTDIR)
+_DEVICE_ERRORS = (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN)
 
 
 class ImageError(InputError):
@@ -35,6 +39,13 @@ class ImageError(InputError):
         return type(self), (self.path, self.reason)
 
 
+class StorageError(ImageError):
+    """Not the image is at fault but the place it lies in: the folder is gone, or the device gives errors.
+
+    Never skipped: a training would go on with the images that happen to be left, and not be the same training.
+    """
+
+
 def open_image(path: str) -> Image.Image:
     """The image at ``path``, turned upright (EXIF), as RGB.
 
@@ -42,6 +53,7 @@ def open_image(path: str) -> Image.Image:
         path: a file, or a member of an archive as ``ARCHIVE.tar::MEMBER``.
 
     Raises:
+        StorageError: the folder of the file is gone, or its device gives errors.
         ImageError: the file is missing, unreadable, damaged, no image, or has more than ``MAX_PIXELS`` pixels.
     """
     try:
@@ -52,6 +64,10 @@ def open_image(path: str) -> Image.Image:
     except ImageError:
         raise
     except OSError as error:
+        place = os.path.dirname(split_member_path(path)[0] if is_archive_member(path) else path)
+        if error.errno in _DEVICE_ERRORS or (error.errno in _MISSING and not os.path.isdir(place)):
+            reason = f"{error.strerror}: {place} cannot be reached; mount or mend it and run the same command again"
+            raise StorageError(path, reason) from error
         raise ImageError(path, error.strerror or str(error)) from error
     except InputError as error:  # the archive as a whole
         raise ImageError(path, str(error)) from error

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from prompt_pretrain.classification.decoding import ImageError, open_image
+from prompt_pretrain.classification.decoding import ImageError, StorageError, open_image
 from prompt_pretrain.classification.items import ImageItem, labels_of
 from prompt_pretrain.classification.randomness import make_generator
 from prompt_pretrain.classification.transforms import ImageTransform
@@ -93,11 +93,15 @@ class ImageDataset(Dataset):
         return views, int(self.labels[index]), index, reason is None
 
     def load(self, index: int) -> tuple[Tensor, str | None]:
-        """(k, 3, S, S) views of one image and None, or zeros and why it is unusable."""
+        """(k, 3, S, S) views of one image and None, or zeros and why it is unusable.
+
+        Raises:
+            StorageError: whatever ``on_corrupt`` says.
+        """
         try:
             image = open_image(self.items[index].path)
         except ImageError as error:
-            if self.on_corrupt == "raise":
+            if self.on_corrupt == "raise" or isinstance(error, StorageError):
                 raise
             return self._blank(), error.reason
         generators = [make_generator("view", self.seed, self.epoch, index, view) for view in range(self.views)]

@@ -16,6 +16,7 @@ from prompt_pretrain.pretraining_setup import pretrain_prompt
 from prompt_pretrain.prompt import load_prompt
 from tests.prompt_pretrain import processes, tiny_run
 
+pytestmark = pytest.mark.slow
 IMAGES_PER_STEP = 12  # of 47: the last 11 do not make a step
 # An image that cannot be read makes shares uneven; a batch larger than the data set is filled up.
 CASES = {

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import third_party  # noqa: F401  (makes detectron2 importable)
+
 _ROOT = Path(__file__).parents[2]
 
 

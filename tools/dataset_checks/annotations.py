@@ -9,6 +9,12 @@ from typing import Any
 from dataset_checks.annotation import AnnotationChecker
 from dataset_checks.report import Report
 
+from prompt_pretrain.annotation_fields import find_wrong_row
+
+_ROWS = {"images": "image", "annotations": "annotation", "categories": "category"}
+_FIELDS = ("id", "image_id", "category_id", "file_name", "coco_url", "name")
+_FIELDS += ("neg_category_ids", "pos_category_ids", "not_exhaustive_category_ids")
+
 
 def check_annotation_file(
     report: Report, json_file: str, image_root: str, style: str, class_names: list[str] | None = None
@@ -127,9 +133,24 @@ def _read(report: Report, json_file: str) -> dict[str, list] | None:
         if not isinstance(value, list):
             report.error("annotation file", f"{json_file} has no list '{key}'")
             lists[key] = []
+        else:
+            lists[key] = _without_odd_rows(report, value, _ROWS[key])
     report.facts["images"] = len(lists["images"])
     report.facts["images without usable annotation"] = 0
     return lists
+
+
+def _without_odd_rows(report: Report, rows: list, what: str) -> list:
+    """The rows whose fields are of the kinds that the checks below count on; the others are reported."""
+    kept = []
+    for row in rows:
+        fields = {key: row[key] for key in _FIELDS if key in row} if isinstance(row, dict) else {}
+        problem = find_wrong_row([fields], what, ())
+        if problem:
+            report.error("field of another kind", problem)
+        else:
+            kept.append(row)
+    return kept
 
 
 def _category_names(report: Report, categories: list) -> dict[int, str]:
@@ -191,19 +212,14 @@ def _check_class_lists(
     report: Report, image: dict, annotations: list[dict], names: dict[int, str], style: str, where: str
 ) -> None:
     """Images may list classes that are known to be there or absent, and what is not fully annotated."""
-    present = {annotation.get("category_id") for annotation in annotations if annotation.get("category_id") in names}
+    present = {annotation.get("category_id") for annotation in annotations}
     for key, is_needed in _CLASS_LISTS[style].items():
         if key not in image and is_needed:
             report.warning("image without a field", f"{where}: '{key}' is missing")
-        listed = image.get(key, [])
-        if not isinstance(listed, list) or any(isinstance(entry, dict | list) for entry in listed):
-            report.error("unknown category", f"{where}: {key} is {str(listed)[:60]}, expected a list of category ids")
-            continue
-        for category_id in listed:
+        for category_id in image.get(key, []):
             if category_id not in names:
                 report.error("unknown category", f"{where}: {key} holds {category_id!r}, which does not exist")
-    absent = image.get("neg_category_ids")
-    for category_id in sorted(number for number in present if isinstance(absent, list) and number in absent):
+    for category_id in sorted(present.intersection(image.get("neg_category_ids", []))):
         report.warning(
             "category annotated and listed as absent",
             f"{where}: category {category_id} ({names.get(category_id)}) is annotated and in neg_category_ids",

@@ -20,10 +20,12 @@ from typing import Any
 
 from soaking.disturbances import DataFolder, FullDisk, damage_file, damage_images, empty
 from soaking.tasks import Task
+from torch import Tensor
 
 from prompt_pretrain.command_line import run_command
 from prompt_pretrain.errors import InputError
 
+_TRACEBACK = "Traceback (most recent call last)"
 _POLL = 0.05  # seconds
 _AWAY = 1.5  # seconds that data are gone or a disk is full
 _DISTURBANCES = 6  # of one training; then it is left alone, so that it ends
@@ -117,15 +119,17 @@ class Soak:
         expected = Training(task.name, disturbed=False)
         found = Training(task.name, disturbed=True)
         self.trainings += [expected, found]
-        if self._train(task, data, alone, expected, disk) and self._train(task, data, disturbed, found, disk):
-            self._compare(task, alone, disturbed, found)
+        if self._train(task, data, alone, expected, disk):
+            weights = task.weights(alone)
+            empty(alone)  # the disk is small
+            if self._train(task, data, disturbed, found, disk):
+                self._compare(task, weights, task.weights(disturbed), found)
         shutil.rmtree(disk.folder / task.name)
         self.speak(
             f"{task.name}: {found.starts} starts, disturbances {dict(found.disturbances)}, equal weights: {found.equal}"
         )
 
-    def _compare(self, task: Task, alone: Path, disturbed: Path, found: Training) -> None:
-        one, other = task.weights(alone), task.weights(disturbed)
+    def _compare(self, task: Task, one: dict[str, Tensor], other: dict[str, Tensor], found: Training) -> None:
         wrong = [name for name in one if name not in other or not one[name].equal(other[name])]
         found.equal = not wrong and one.keys() == other.keys()
         if not found.equal:
@@ -148,7 +152,7 @@ class Soak:
             if code not in (-signal.SIGKILL, 1, 2) or (kind is None and code != 0):
                 self.problems.append(f"{task.name}: exit code {code} without a disturbance that explains it")
             step = self._check_checkpoints(task, run, training, step, kind)
-        self.problems.append(f"{task.name}: does not end, see {run}.txt")
+        self.problems.append(f"{task.name}: does not end, see {self.folder}")
         return False
 
     def _check_checkpoints(
@@ -169,7 +173,7 @@ class Soak:
         self, task: Task, data: DataFolder, run: Path, training: Training, disk: "_OwnDisk", kind: str | None
     ) -> int:
         """One process of the training, disturbed in the middle; its exit code."""
-        log = run.with_suffix(".txt")
+        log = self.folder / f"{task.name}_{run.name}.txt"  # not on the disk that is filled
         start_of_log = log.stat().st_size if log.exists() else 0
         limited = kind == "disk_full" and not disk.is_mounted
         main, arguments = task.command(data.path, run, self.steps)
@@ -230,7 +234,9 @@ class Soak:
         if watch.open_files > _MAX_OPEN_FILES:
             self.problems.append(f"{task.name}: {watch.open_files} files were open at once")
         text = log.read_bytes()[start_of_log:].decode("utf-8", "replace")
-        if "Traceback (most recent call last)" in text:
+        # Python's logging says so, in more lines, where it cannot write to log.txt on a full disk, and goes on.
+        text = text.replace(f"--- Logging error ---\n{_TRACEBACK}", "")
+        if _TRACEBACK in text:
             kept = self.folder / f"traceback_{len(self.problems)}.txt"
             kept.write_text(text, encoding="utf-8")
             self.problems.append(f"{task.name}: ended in a traceback, see {kept}")

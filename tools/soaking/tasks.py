@@ -149,8 +149,8 @@ def _model_weights(run: Path) -> dict[str, Tensor]:
 
 
 def _period(steps: int) -> int:
-    """Steps between two checkpoints: some 20 in a training, all of which the disk must hold."""
-    return max(3, steps // 20)
+    """Steps between two checkpoints: some 8 in a training, all of which the disk must hold."""
+    return max(3, steps // 8)
 
 
 def _words(settings: dict[str, Any]) -> list[str]:

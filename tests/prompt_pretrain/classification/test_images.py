@@ -1,3 +1,4 @@
+import errno
 import logging
 
 import numpy as np
@@ -108,3 +109,24 @@ def test_bad_options():
         ImageDataset((), PLAIN, views=0)
     with pytest.raises(ValueError, match="on_corrupt must be"):
         ImageDataset((), PLAIN, on_corrupt="ignore")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_folder_that_vanishes_stops_instead_of_being_skipped(items, tmp_path, num_workers):
+    (tmp_path / "class" / "1.png").unlink()  # one that was deleted is skipped, as are damaged ones
+    dataset = ImageDataset(items, PLAIN)
+    (batch,) = load_all(dataset, [[0, 1]], num_workers=num_workers)
+    assert batch.ok.tolist() == [True, False]
+    (tmp_path / "class").rename(tmp_path / "away")
+    with pytest.raises(InputError, match=r"0.png: No such file or directory: .*class cannot be reached; mount or mend"):
+        load_all(dataset, [[0, 1]], num_workers=num_workers)
+    assert list(dataset.corrupt) == [1]
+
+
+def test_device_errors_are_no_fault_of_the_image(items, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("builtins.open", fail)
+    with pytest.raises(InputError, match="Stale file handle: .*class cannot be reached"):
+        ImageDataset(items, PLAIN).load(0)

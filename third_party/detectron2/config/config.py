@@ -13,6 +13,7 @@ from detectron2.utils.file_io import PathManager
 
 _UNKNOWN_KEY = re.compile(r"Non-existent (?:config )?key: (\S+)$")
 _TYPE_MISMATCH = re.compile(r"Type mismatch \(<class '([\w.]+)'> vs. <class '([\w.]+)'>\)")
+_MAX_MESSAGE = 1000
 _CURES = {
     ("float", "int"): "write it with a point, such as 1.0",
     ("int", "float"): "write a whole number without point or exponent",
@@ -105,6 +106,9 @@ class CfgNode(_CfgNode):
     def _explain(self, error: Exception) -> Exception:
         """The same error with a hint at the likely cure."""
         message = str(error.args[0]) if error.args else ""
+        if len(message) > _MAX_MESSAGE:  # it quotes the values
+            message = f"{message[: _MAX_MESSAGE // 2]} ... {message[-_MAX_MESSAGE // 2 :]}"
+            error = type(error)(message)
         unknown = _UNKNOWN_KEY.search(message)
         mismatch = _TYPE_MISMATCH.match(message)
         if unknown:

@@ -86,6 +86,9 @@ class TrainerBase:
                     self.after_step()
                 # Hooks see by this in after_train that the training is complete.
                 self.iter = max(start_iter, max_iter)
+            except (OSError, ValueError) as error:  # of a disk or of data: where our code was says nothing about it
+                logger.error("Exception during training, in iteration %d: %s", self.iter, error)
+                raise
             except Exception:
                 logger.exception("Exception during training:")
                 raise
