@@ -154,6 +154,7 @@ class ProcessWatch:
         if problems:
             logger.warning("processes do not look after each other: %s", problems[0])
             return None
+        assert store is not None  # else there was a problem
         store.set_timeout(timedelta(seconds=self._silence))
         return store
 
