@@ -1,5 +1,6 @@
 """Running trainings in processes of their own, disturbing and measuring them."""
 
+import importlib
 import multiprocessing
 import os
 import platform
@@ -98,6 +99,8 @@ class Soak:
 
     def run(self, seconds: float) -> dict[str, Any]:
         """The report: a dict for json."""
+        for task in self.tasks:
+            importlib.import_module(task.module)
         started = time.monotonic()
         with _OwnDisk(self.folder / "runs") as disk:
             while True:

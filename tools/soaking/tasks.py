@@ -18,6 +18,7 @@ class Task:
 
     Attributes:
         name: of the training.
+        module: what its processes import; imported before they are forked, so that all of them take as long.
         draw: writes its data into a new folder.
         command: (data, run folder, steps) -> the entry point and its arguments; the same command continues a run.
         images: pattern of its training images below the data folder.
@@ -27,6 +28,7 @@ class Task:
     """
 
     name: str
+    module: str
     draw: Callable[[Path], None]
     command: Callable[[Path, Path, int], tuple[Callable[[Sequence[str]], int], list[str]]]
     images: str
@@ -162,6 +164,7 @@ TASKS = {
     for task in (
         Task(
             "prompt",
+            "prompt_pretrain.pretraining_setup",
             _draw_pictures,
             _pretrain,
             "**/imagenet21k_train/*/*",
@@ -169,7 +172,25 @@ TASKS = {
             _prompt_files,
             _prompt_weights,
         ),
-        Task("detection", _draw_boxes, _detect, "**/train2017/*", _iteration, _model_files, _model_weights),
-        Task("segmentation", _draw_label_maps, _segment, "**/images/train/*", _iteration, _model_files, _model_weights),
+        Task(
+            "detection",
+            "detection.training",
+            _draw_boxes,
+            _detect,
+            "**/train2017/*",
+            _iteration,
+            _model_files,
+            _model_weights,
+        ),
+        Task(
+            "segmentation",
+            "segmentation.training",
+            _draw_label_maps,
+            _segment,
+            "**/images/train/*",
+            _iteration,
+            _model_files,
+            _model_weights,
+        ),
     )
 }
