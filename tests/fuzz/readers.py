@@ -827,5 +827,7 @@ def _runs() -> list[Reader]:
 def _signed_state() -> bytes:
     import hashlib
 
-    body = torch_bytes({"format": 1, "step": 1, "prompt": torch.zeros(2)})
+    from prompt_pretrain.checkpoints import _FORMAT
+
+    body = torch_bytes({"format": _FORMAT, "step": 1, "prompt": torch.zeros(2)})
     return body + hashlib.sha256(body).digest()
