@@ -185,7 +185,8 @@ class SegmentationStudy:
         study.write_world(lambda done, total: progress("pictures for POMP", done, total) if progress else None)
         study.encode_images(missing)
         for seed in missing:
-            found = study.train(PromptRun("pomp", seed=seed)).result.best_prompt
+            # The last epoch: on held-out pictures of a world this small the epochs differ by chance.
+            found = study.train(PromptRun("pomp", seed=seed)).result.last_prompt
             with atomic_writer(self.pomp_prompt(seed)) as file:
                 file.write(found.read_bytes())
 
