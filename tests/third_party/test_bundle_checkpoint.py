@@ -234,6 +234,16 @@ def test_unsafe_pickles_are_refused(tmp_path, content, message):
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_failed_assertions_about_a_pickle_are_errors(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        assert not "storage key not found"
+
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"other": torch.ones(2)}, protocol=2))
+    monkeypatch.setattr("torch.serialization._legacy_load", refuse)
+    with pytest.raises(pickle.UnpicklingError, match="x.pkl is cut off or no pickle .AssertionError"):
+        load_pickle(str(tmp_path / "x.pkl"))
+
+
 def test_random_damage_to_a_pickle_is_an_error_or_harmless(tmp_path):
     data = pickle.dumps({"weight": np.arange(4.0), "other": torch.ones(2)}, protocol=2)
     generator = np.random.default_rng(0)
