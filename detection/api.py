@@ -36,7 +36,7 @@ from prompt_pretrain.errors import InputError
 from prompt_pretrain.image_inputs import ImageInput, open_inputs
 from prompt_pretrain.predictor import Predictor, padded_size
 from prompt_pretrain.prompt import SoftPrompt
-from prompt_pretrain.run_setup import find_config_file
+from prompt_pretrain.run_setup import choose_device, explained_loading, find_config_file
 from prompt_pretrain.vocabulary import Vocabulary
 
 __all__ = ["Detector", "load"]
@@ -234,7 +234,7 @@ def _read_config(config_or_name: CfgNode | str | os.PathLike, overrides: Sequenc
 
 def _inference_config(cfg: CfgNode, device: str | torch.device | None) -> CfgNode:
     """The same model without what only training needs and what would ask for further files."""
-    cfg.MODEL.DEVICE = str(device) if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
+    cfg.MODEL.DEVICE = choose_device(device)
     cfg.MODEL.WITH_CAPTION = False
     cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = False
     cfg.MODEL.ROI_BOX_HEAD.IGNORE_ZERO_CATS = False
@@ -261,7 +261,8 @@ def _load_weights(model: nn.Module, path: str) -> None:
 
     if "://" not in path and not os.path.isfile(path):
         raise InputError(f"no weights {path}; check the path or MODEL.WEIGHTS")
-    DeticCheckpointer(model).load_all(path)
+    with explained_loading(path):
+        DeticCheckpointer(model).load_all(path)
 
 
 def _stored_classifier(model: nn.Module) -> Tensor:

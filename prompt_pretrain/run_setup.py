@@ -17,6 +17,7 @@ from prompt_pretrain import distributed
 from prompt_pretrain.errors import InputError
 
 __all__ = [
+    "choose_device",
     "explained_data",
     "explained_loading",
     "find_config_file",
@@ -25,6 +26,23 @@ __all__ = [
     "merge_settings",
 ]
 _log = logging.getLogger(__name__)
+
+
+def choose_device(device: str | torch.device | None) -> str:
+    """What a model is asked to run on, as text; without a wish CUDA where there is a device, else the CPU.
+
+    Raises:
+        InputError: no name of a device, or a CUDA device that this machine does not have.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"unknown device {device!r}; give cpu, cuda or cuda:1") from error
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"no device {wanted} here, {torch.cuda.device_count()} CUDA devices are usable; try cpu")
+    return str(device)
 
 
 def find_config_file(name: str | os.PathLike, folder: Path) -> Path:

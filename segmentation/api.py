@@ -28,7 +28,7 @@ from prompt_pretrain.errors import InputError
 from prompt_pretrain.image_inputs import ImageInput, open_inputs
 from prompt_pretrain.predictor import Predictor, padded_size
 from prompt_pretrain.prompt import SoftPrompt
-from prompt_pretrain.run_setup import explained_loading, find_config_file
+from prompt_pretrain.run_setup import choose_device, explained_loading, find_config_file
 from prompt_pretrain.vocabulary import Vocabulary, clean_class_name, load_vocabulary
 from segmentation.checkpoint import SegmentationCheckpointer
 from segmentation.class_counts import classes_of, seen_flags_of
@@ -69,7 +69,7 @@ def load(
             nothing by itself.
     """
     cfg = _read_config(config_or_name, overrides)
-    cfg.MODEL.DEVICE = str(device) if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
+    cfg.MODEL.DEVICE = choose_device(device)
     kind = cfg.MODEL.META_ARCHITECTURE
     if kind in _NO_SEGMENTERS:
         raise InputError(f"{kind} segments nothing by itself: {_NO_SEGMENTERS[kind]}; take the config of a segmenter")

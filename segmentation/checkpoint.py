@@ -50,6 +50,10 @@ class SegmentationCheckpointer(StrictLoading, DetectionCheckpointer):
             checkpoint["model"] = {name: value for name, value in checkpoint["model"].items() if _PROMPT not in name}
         return super()._load_model(checkpoint)
 
+    def _mismatched(self, found: _IncompatibleKeys) -> list[tuple[str, Any, Any]]:
+        # Weights of the loss, one per class of the training: a config of another number of classes has its own.
+        return [each for each in super()._mismatched(found) if not each[0].endswith("empty_weight")]
+
     def _harmful(self, names: Iterable[str]) -> list[str]:
         return [name for name in super()._harmful(names) if not (self._has_prompt and _PROMPT in name)]
 

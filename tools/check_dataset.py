@@ -9,6 +9,7 @@ that contradict themselves. Exits with 2 if there are errors; warnings alone are
 """
 
 import argparse
+import difflib
 import importlib
 import importlib.util
 import os
@@ -100,8 +101,10 @@ def check_dataset(name: str, *, with_files: bool = True, examples: int = 3, work
     if name not in DatasetCatalog.list():
         names = sorted(DatasetCatalog.list())
         shown = ", ".join(names[:_MANY_NAMES]) + (", ..." if len(names) > _MANY_NAMES else "")
+        similar = difflib.get_close_matches(name, [*names, *dataset_names()], n=5)
+        near = f", nearest names: {', '.join(similar)}" if similar else ""
         raise InputError(
-            f"no data set {name!r}; registered are {shown}, and for classification {', '.join(dataset_names())}; "
+            f"no data set {name!r}{near}; registered are {shown}, and for classification {', '.join(dataset_names())}; "
             "--import MODULE adds those of a module"
         )
     metadata = MetadataCatalog.get(name)

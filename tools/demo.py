@@ -1,4 +1,4 @@
-"""Show what a detector or segmenter finds in your pictures, for any words.
+r"""Show what a detector or segmenter finds in your pictures, for any words.
 
     python tools/demo.py --config-file shapeworld_boxsup --weights model_final.pth --input photos/ 'more/*.jpg' \
         --output out/ --custom-vocabulary "red car,traffic cone"

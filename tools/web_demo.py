@@ -96,7 +96,7 @@ def import_gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise InputError("the web demo needs gradio: pip install 'openvocab-prompt[demo]'") from error
+        raise InputError("the web demo needs gradio: pip install -c constraints.txt -e .[demo]") from error
     return gradio
 
 

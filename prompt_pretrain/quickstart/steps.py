@@ -136,6 +136,7 @@ class Quickstart:
         study, plan = self.study, self.plan
         for run in plan.runs:
             study.cfg(run)  # a wrong setting fails before anything is drawn
+        _ = study.clip  # so does an unknown CLIP
         recipe = plan.recipe
         classes = f"{recipe.num_classes} base and {recipe.num_novel} novel classes"
         with self.step("Draw ShapeWorld", classes), self.bar("images") as bar:

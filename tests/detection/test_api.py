@@ -160,11 +160,13 @@ def test_the_config_that_a_run_has_written_names_its_classes(detector: Detector,
 
 
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:
+    (tmp_path / "bad.pth").write_text("junk\n")
     for given, message in (
         (("nothing",), "no config 'nothing'"),
         ((tmp_path / "none.yaml",), "no config file"),
         ((CONFIG,), "no weights: give a checkpoint"),
         ((CONFIG, tmp_path / "none.pth"), "no weights .*none.pth"),
+        ((CONFIG, tmp_path / "bad.pth"), "bad.pth cannot be used: .* is cut off or damaged"),
     ):
         with pytest.raises(InputError, match=message):
             load(*given, device="cpu")

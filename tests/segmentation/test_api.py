@@ -189,6 +189,13 @@ def test_weights_and_vocabulary_of_the_config(segmenter: Segmenter, tmp_path: Pa
     torch.testing.assert_close(scores(again, picture()), scores(segmenter, picture()))
 
 
+def test_weights_of_a_training_with_another_number_of_classes(segmenter: Segmenter, tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({"model": segmenter.model.state_dict()}, path)
+    again = load(tiny_config(), path, "cpu", overrides=["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 4]).set_classes(NAMES)
+    torch.testing.assert_close(scores(again, picture()), scores(segmenter, picture()))
+
+
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     stage_1 = ["MODEL.META_ARCHITECTURE", "ProposalClipClassifier"]
     for given, overrides, message in (

@@ -323,6 +323,8 @@ def test_loader_that_fails_is_a_finding(tool):
 def test_unknown_name_names_the_known_ones(tool, capsys):
     assert run_command(tool.main, ["no_such_set"]) == 2
     assert "coco_2017_val" in capsys.readouterr().err
+    assert run_command(tool.main, ["lvis_v1_vall"]) == 2
+    assert "nearest names: lvis_v1_val" in capsys.readouterr().err
 
 
 def test_modules_that_register_data_sets_can_be_imported(tool, tmp_path, monkeypatch, capsys):

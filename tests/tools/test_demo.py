@@ -305,6 +305,21 @@ def test_vocabularies_and_their_helpers_reach_a_detector(demo: types.ModuleType,
         loaded(demo)
 
 
+def test_words_come_from_the_command_line_or_a_file(demo: types.ModuleType, tmp_path: Path):
+    models = importlib.import_module("demo_parts.models")
+    file = tmp_path / "words.txt"
+    file.write_text("red car\ndog|hound\n")
+
+    def chosen(words: str) -> tuple[str, ...]:
+        options = {"vocabulary": None, "synonyms": False, "background": None, "parents": None}
+        return models.choose_classes(argparse.Namespace(custom_vocabulary=words, **options)).class_names
+
+    assert chosen(str(file)) == ("red car", "dog")
+    assert chosen("dog") == ("dog",) and chosen("car/truck") == ("car/truck",)
+    with pytest.raises(InputError, match="no vocabulary file none.txt"):
+        chosen("none.txt")
+
+
 def test_published_embeddings_are_taken_where_they_are(demo: types.ModuleType, tmp_path: Path):
     rows = np.random.default_rng(0).normal(size=(80, 64)).astype(np.float16)
     np.save(tmp_path / "coco_clip_a+cname.npy", rows)

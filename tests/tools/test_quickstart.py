@@ -119,3 +119,9 @@ sys.exit(main(["--fast", "--output", {str(tmp_path / "out")!r}, "--workers", "1"
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Open-vocabulary segmentation" in page and page.count("data:image/jpeg") >= 6
     assert not re.search(r'(src|href)="(?!data:)', page)
+
+
+def test_an_unknown_clip_is_found_before_anything_is_drawn(tmp_path, capsys):
+    assert run_command(main, ["--fast", "--output", str(tmp_path / "out"), "--clip", "nosuch"]) == 2
+    said = capsys.readouterr()
+    assert "unknown CLIP 'nosuch'" in said.err and "[1/" not in said.out

@@ -61,6 +61,11 @@ def test_bad_files_and_settings_are_bad_input(tmp_path: Path, capsys: pytest.Cap
     config = ["--config-file", str(write_config(tmp_path))]
     assert "SOLVER.NIX" in complaint(capsys, *config, "SOLVER.NIX", "1")
     assert "coco_nix" in complaint(capsys, *config, "DATASETS.TRAIN", "('coco_nix',)")
+    assert "give --config-file" in complaint(capsys)
+    labels = [*config[:2], "--train-images", "a", "--train-labels", "b"]
+    assert "--train-labels is an option of segmentation, but the" in complaint(capsys, *labels)
+    boxes = ["--task", "segmentation", "--test-json", "a.json", "SOLVER.MAX_ITER", "1"]
+    assert "--test-json is an option of detection" in complaint(capsys, *boxes)
     assert "--train-json needs --train-images" in complaint(capsys, *config[:2], "--train-json", "a.json")
 
 

@@ -119,7 +119,7 @@ def test_bad_options(
 
 def test_without_gradio_the_command_says_what_to_install(parts: types.ModuleType, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(importlib.import_module("sys").modules, "gradio", None)
-    with pytest.raises(InputError, match=r"pip install 'openvocab-prompt\[demo\]'"):
+    with pytest.raises(InputError, match=r"pip install -c constraints.txt -e .\[demo\]"):
         importlib.import_module("web_demo").import_gradio()
 
 

@@ -200,8 +200,9 @@ def _find_config(given: str) -> Path:
 
 
 def _as_list(words: str) -> str:
-    """A single word is a list of one."""
-    return words if not _from_words(words) or "," in words else f"{words},"
+    """A single word is a list of one; files stay as they are."""
+    is_file = Path(words).suffix.lower() in (".txt", ".json") or Path(words).is_file()
+    return words if is_file or "," in words else f"{words},"
 
 
 def _from_words(words: str) -> bool:
