@@ -50,7 +50,7 @@ _DEFAULT_ARCHITECTURE = "GeneralizedRCNN"  # detectron2's, of configs that name 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     task = find_task(args)
-    check_custom_data(task, args)
+    check_options(task, args)
     if "TORCHELASTIC_RUN_ID" in os.environ or {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
         return _run_under_torchrun(task, args)
     if args.num_gpus * args.num_machines == 1:
@@ -93,13 +93,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.config_file and not os.path.isfile(args.config_file):
         raise InputError(f"no config file {args.config_file}; see configs/")
-    if not args.config_file and not args.opts:
-        raise InputError("nothing says what to train; give --config-file, a file of configs/detection or segmentation")
     return args
 
 
-def check_custom_data(task: str, args: argparse.Namespace) -> None:
-    """Raise InputError for options of the other task's custom data, which this one would not look at."""
+def check_options(task: str, args: argparse.Namespace) -> None:
+    """Raise InputError for no config at all, and for custom data of the other task, which nobody would look at."""
+    if not args.config_file and not args.opts:
+        raise InputError("nothing says what to train; give --config-file, a file of configs/detection or segmentation")
     for option, owner in _OWNERS.items():
         if owner != task and getattr(args, option.replace("-", "_"), None):
             raise InputError(f"--{option} is an option of {owner}, but the config is one of {task}; see --help")

@@ -18,6 +18,7 @@ from prompt_pretrain.class_texts import ClassTexts
 from prompt_pretrain.classification.class_features import ClassFeatureSource
 from prompt_pretrain.classification.comparison import Comparison
 from prompt_pretrain.classification.decoding import open_image
+from prompt_pretrain.custom_vocabulary import embed_classes
 from prompt_pretrain.metrics_log import read_metrics
 from prompt_pretrain.plots import SamplePrediction
 from prompt_pretrain.prompt import load_prompt
@@ -216,11 +217,14 @@ class Quickstart:
         ]
 
     def _sources(self, prompts: dict[str, Path], best: str) -> list[ClassFeatureSource]:
-        learned = ClassEmbeddings.make(self.study.clip, self.study.test_data.class_names, load_prompt(prompts[best]))
+        clip, names = self.study.clip, self.study.test_data.class_names
+        learned = ClassEmbeddings.make(clip, names, load_prompt(prompts[best]))
+        # By far the most texts: kept, so that a later start does not encode them again.
+        ensemble = embed_classes(names, ENSEMBLE, clip, cache_dir=str(self.folder / "class_embeddings" / "cache"))
         return [
             ClassFeatureSource(SHUFFLED_NAME, learned.shuffled(SEED)),
             ClassFeatureSource.parse("template", f"{HARD_NAME}={HARD_PROMPT}"),
-            ClassFeatureSource.parse("template", f"{ENSEMBLE_NAME}={ENSEMBLE}"),
+            ClassFeatureSource(ENSEMBLE_NAME, ensemble),
             *(ClassFeatureSource(name, ClassTexts(load_prompt(path))) for name, path in prompts.items()),
         ]
 

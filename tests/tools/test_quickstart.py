@@ -58,6 +58,7 @@ def test_page_text_json_pictures_prompts_and_embeddings_are_written(finished):
     assert (out / "report.md").read_text().startswith("# Prompt pre-training on ShapeWorld")
     figures = {path.stem for path in (out / "figures").glob("*.png")}
     assert {"accuracy", "accuracy_by_k", "samples_base", "samples_novel", "loss", "held_out"} < figures
+    assert len(list((out / "class_embeddings" / "cache").glob("*.safetensors"))) == 1  # the 80 templates, encoded once
     for path in [*content["prompts"].values(), *content["class_embeddings"]]:
         assert root.joinpath(path).is_file()
 

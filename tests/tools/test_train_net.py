@@ -139,7 +139,8 @@ def test_exit_code_of_a_process_reaches_the_command(
 ) -> None:
     monkeypatch.setattr(train_net, "_module", lambda task: Task(error))
     monkeypatch.setattr(train_net, "find_task", lambda args: "detection")
-    monkeypatch.setattr(train_net, "parse_args", lambda argv: SimpleNamespace(num_machines=1, machine_rank=0, **argv))
+    rest = {"num_machines": 1, "machine_rank": 0, "config_file": "any.yaml"}
+    monkeypatch.setattr(train_net, "parse_args", lambda argv: SimpleNamespace(**argv, **rest))
 
     def in_one_process(function: Callable[..., None], *sizes: int, args: tuple, **options: object) -> None:
         try:
