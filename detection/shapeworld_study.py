@@ -296,7 +296,7 @@ def render(study: DetectionStudy, seeds: Sequence[int], results: dict[str, list[
     report.add(
         Text(
             f"Scenes in COCO's format with {len(study.worlds.coco.things)} classes and in that of Objects365 with "
-            f"{len(study.worlds.objects365.things)}, both with more novel classes than there were image labels of."
+            f"{len(study.worlds.objects365.things)}; no image of either was trained on."
         ),
         Table(["format", "", "AP base", "AP novel", "AP", "AP50"], rows, text_columns=(0, 1)),
     )
