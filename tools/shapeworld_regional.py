@@ -21,21 +21,12 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_intermixed_args(argv)
     # Loads torch and detectron2: after the options are known to be right.
-    from tqdm import tqdm
-
     from detection.shapeworld_regional import MARKERS, PROMPTS, RegionalComparison, render
+    from prompt_pretrain.drawing_bar import drawing_bar
     from prompt_pretrain.shapeworld_results import write_section
 
     study = RegionalComparison(args.output, overrides=args.overrides, workers=args.workers)
-    with tqdm(unit=" images", leave=False, disable=None) as bar:
-
-        def drawn(what: str, done: int, total: int) -> None:
-            if done < bar.n:
-                bar.reset(total)
-            bar.total = total
-            bar.set_description(what, refresh=False)
-            bar.update(done - bar.n)
-
+    with drawing_bar() as drawn:
         study.prepare(drawn)
     results = study.run(
         args.seeds,

@@ -23,21 +23,12 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_intermixed_args(argv)
     # Loads torch and detectron2: after the options are known to be right.
-    from tqdm import tqdm
-
+    from prompt_pretrain.drawing_bar import drawing_bar
     from prompt_pretrain.shapeworld_results import write_section
     from segmentation.shapeworld_study import MARKERS, SegmentationStudy, render
 
     study = SegmentationStudy(Path(args.output).resolve(), overrides=args.overrides)
-    with tqdm(unit=" images", leave=False, disable=None) as bar:
-
-        def drawn(what: str, done: int, total: int) -> None:
-            if done < bar.n:
-                bar.reset(total)
-            bar.total = total
-            bar.set_description(what, refresh=False)
-            bar.update(done - bar.n)
-
+    with drawing_bar() as drawn:
         study.draw(workers=args.workers, progress=drawn)
         study.pretrain(args.seeds, workers=args.workers, progress=drawn)
     results = study.run_all(args.seeds, jobs=args.jobs, announce=lambda text: print(text, flush=True))
