@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             with quickstart.step("Draw scenes", "for detection and segmentation"), _bar("scenes") as bar:
                 steps.draw(bar)
-            with quickstart.step("Train detector and segmenter", "and evaluate them"), _bar("iterations") as bar:
+            with quickstart.step("Train detector and segmenter", "evaluate them and draw what they find"), _bar("iterations") as bar:
                 steps.run(bar)
             scenes = steps.outcome()
             outcome.seconds = quickstart.timings.seconds

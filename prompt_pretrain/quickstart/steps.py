@@ -45,15 +45,15 @@ class Plan:
     Attributes:
         recipe: of the world.
         sampled: K of each training run; None contrasts all classes.
-        overrides: ``KEY VALUE`` pairs for all runs.
-        expected: seconds of drawing, encoding, one training run, exporting, classifying on two idle cores; they set
+        expected: seconds of drawing, encoding, each training run, exporting, classifying on two idle cores; they set
             how the remaining time is shared among the steps.
+        overrides: ``KEY VALUE`` pairs for all runs.
     """
 
     recipe: Recipe
     sampled: tuple[int | None, ...]
+    expected: tuple[float, ...]
     overrides: tuple[str, ...] = ()
-    expected: tuple[float, float, float, float, float] = (15.0, 45.0, 35.0, 2.0, 12.0)
 
     @property
     def runs(self) -> tuple[PromptRun, ...]:
@@ -65,12 +65,16 @@ class Plan:
         )
 
 
-FULL_PLAN = Plan(Recipe(num_classes=800, num_novel=200, images_per_class=8, val_per_class=3), (32, 256, None))
+FULL_PLAN = Plan(
+    Recipe(num_classes=800, num_novel=200, images_per_class=8, val_per_class=3),
+    (32, 256, None),
+    (15.0, 45.0, 15.0, 25.0, 70.0, 1.0, 25.0),
+)
 FAST_PLAN = Plan(
     Recipe(num_classes=200, num_novel=50, images_per_class=6, val_per_class=3),
     (32, None),
+    (4.0, 12.0, 6.0, 10.0, 1.0, 6.0),
     ("DATALOADER.TRAIN_X.BATCH_SIZE", "64"),
-    (4.0, 12.0, 8.0, 1.0, 4.0),
 )
 
 
@@ -124,8 +128,7 @@ class Quickstart:
         self.folder, self.study, self.plan = Path(folder), study, plan
         self.announce, self.bar, self.show_progress = announce, bar, show_progress
         self.timings = Timings(self.folder / "timings.json")
-        draw, encode, train, export, classify = plan.expected
-        self._pace = Pace([draw, encode, *[train] * len(plan.runs), export, classify, *more])
+        self._pace = Pace([*plan.expected, *more])
 
     def run(self) -> Outcome:
         """Take all steps.

@@ -21,6 +21,7 @@ CONFIG = {
 PLAN = Plan(
     Recipe(num_classes=32, num_novel=16, images_per_class=6, val_per_class=2),
     (16, None),
+    (1.0,) * 6,
     ("OPTIM.MAX_EPOCH", "2", "DATALOADER.TRAIN_X.BATCH_SIZE", "64"),
 )
 
