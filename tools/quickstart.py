@@ -89,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             with quickstart.step("Draw scenes", "for detection and segmentation"), _bar("scenes") as bar:
                 steps.draw(bar)
-            with quickstart.step("Train detector and segmenter", "evaluate them and draw what they find"), _bar("iterations") as bar:
+            trainings = quickstart.step("Train detector and segmenter", "evaluate them, draw what they find")
+            with trainings, _bar("iterations") as bar:
                 steps.run(bar)
             scenes = steps.outcome()
             outcome.seconds = quickstart.timings.seconds
