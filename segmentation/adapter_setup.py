@@ -3,7 +3,7 @@
 from detectron2.config import CfgNode
 from prompt_pretrain.clip import Clip, load_clip
 from prompt_pretrain.errors import InputError
-from segmentation.clip_adapter import CROP_SIDE, ClipAdapter, MaskFormerClipAdapter
+from segmentation.clip_adapter import CROP_SIDE, LOGIT_SCALE, ClipAdapter, MaskFormerClipAdapter
 from segmentation.mask_pooling import MaskPoolingClipAdapter
 from segmentation.prompt_learners import build_prompt_learner
 
@@ -17,7 +17,8 @@ def build_adapter(cfg: CfgNode, *, stage: int = 1) -> ClipAdapter:
     """An adapter for whole images: of stage 1, which learns prompts, or of a segmenter, which is stage 2."""
     node = cfg.MODEL.CLIP_ADAPTER
     clip = _clip(cfg, node, _NODE)
-    return ClipAdapter(clip, build_prompt_learner(node, clip, stage=stage))
+    scale = node.get("LOGIT_SCALE", LOGIT_SCALE)  # configs of others lack this project's own keys
+    return ClipAdapter(clip, build_prompt_learner(node, clip, stage=stage), logit_scale=scale)
 
 
 def build_mask_adapter(
@@ -39,7 +40,7 @@ def build_mask_adapter(
         clip = share.clip
     else:
         clip = _clip(cfg, text, where)
-    kind = node.get("REGION_CLASSIFIER", "crops")  # configs of others lack this project's own keys
+    kind = node.get("REGION_CLASSIFIER", "crops")
     if kind not in _REGION_CLASSIFIERS:
         raise InputError(f"{_NODE}.REGION_CLASSIFIER is {kind!r}; expected one of {', '.join(_REGION_CLASSIFIERS)}")
     return _REGION_CLASSIFIERS[kind](
@@ -52,6 +53,7 @@ def build_mask_adapter(
         region_resized=node.REGION_RESIZED,
         region_size=node.get("REGION_SIZE", CROP_SIDE),
         region_precision=node.get("REGION_PRECISION", "fp32"),
+        logit_scale=node.get("LOGIT_SCALE", LOGIT_SCALE),
     )
 
 

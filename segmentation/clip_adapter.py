@@ -13,9 +13,9 @@ from segmentation.clip_vision import PRECISIONS, encode_images
 from segmentation.mask_crops import crop_boxes, resize_crops
 from segmentation.prompt_learners import is_trainable
 
-__all__ = ["ClipAdapter", "MaskFormerClipAdapter"]
+__all__ = ["LOGIT_SCALE", "ClipAdapter", "MaskFormerClipAdapter"]
 
-LOGIT_SCALE = 100.0  # fixed, whatever the checkpoint's logit_scale
+LOGIT_SCALE = 100.0  # whatever the checkpoint's logit_scale, as published
 CROP_SIDE = 224  # whatever the model's own size, as published
 MASK_FILLS = ("mean", "zero")
 
@@ -27,8 +27,20 @@ class ClipAdapter(nn.Module):
     recorded and the learner is trained they are computed at every call.
     """
 
-    def __init__(self, clip: Clip, prompt_learner: nn.Module) -> None:
+    def __init__(self, clip: Clip, prompt_learner: nn.Module, *, logit_scale: float = LOGIT_SCALE) -> None:
+        """Join them.
+
+        Args:
+            logit_scale: logits / cosine similarity; 0 for the CLIP's own.
+        Raises:
+            InputError: a negative scale.
+        """
         super().__init__()
+        if logit_scale < 0:
+            raise InputError(
+                f"MODEL.CLIP_ADAPTER.LOGIT_SCALE is {logit_scale}; expected a positive number, or 0 for the CLIP's own"
+            )
+        self.logit_scale = logit_scale or float(clip.logit_scale)
         self.clip_model = clip.model
         self.prompt_learner = prompt_learner
         self.clip = clip
@@ -81,7 +93,7 @@ class ClipAdapter(nn.Module):
     def forward(self, images: Tensor, class_names: Sequence[str]) -> Tensor:
         """(B, K) logits of images (B, 3, H, W), normalised for CLIP."""
         features = F.normalize(self.encode_image(images).float(), dim=1)
-        return similarity_logits(self.class_features(class_names), features)
+        return similarity_logits(self.class_features(class_names), features, self.logit_scale)
 
     @torch.no_grad()
     def classify_images(self, images: Sequence[Tensor], class_names: Sequence[str]) -> Tensor:
@@ -142,6 +154,7 @@ class MaskFormerClipAdapter(ClipAdapter):
         region_resized: bool = True,
         region_size: int = CROP_SIDE,
         region_precision: str = "fp32",
+        logit_scale: float = LOGIT_SCALE,
     ) -> None:
         """Set up how masks are cropped.
 
@@ -153,10 +166,11 @@ class MaskFormerClipAdapter(ClipAdapter):
             region_resized: resize crops; otherwise encode each at its own size.
             region_size: side of resized crops; 0 for the size that CLIP was trained with.
             region_precision: "fp32", or "bf16" for the matrix products that encode crops.
+            logit_scale: logits / cosine similarity, of queries and of crops; 0 for the CLIP's own.
         Raises:
-            InputError: another fill or precision, a ratio that is not positive, a negative size.
+            InputError: another fill or precision, a ratio that is not positive, a negative size or scale.
         """
-        super().__init__(clip, prompt_learner)
+        super().__init__(clip, prompt_learner, logit_scale=logit_scale)
         if mask_fill not in MASK_FILLS:
             raise InputError(f"MODEL.CLIP_ADAPTER.MASK_FILL is {mask_fill!r}; expected one of {', '.join(MASK_FILLS)}")
         if not mask_expand_ratio > 0:
@@ -188,7 +202,7 @@ class MaskFormerClipAdapter(ClipAdapter):
     def query_logits(self, embeddings: Tensor, class_features: Tensor) -> Tensor:
         """(…, K + 1) logits of query embeddings (…, D), which are normalised here."""
         norms = embeddings.norm(dim=-1, keepdim=True)
-        return similarity_logits(class_features, embeddings / norms)
+        return similarity_logits(class_features, embeddings / norms, self.logit_scale)
 
     @torch.no_grad()
     def forward(  # type: ignore[override]
@@ -221,7 +235,8 @@ class MaskFormerClipAdapter(ClipAdapter):
             features = self._encode_regions(torch.cat([found for found in regions if len(found)]))
         else:
             features = torch.cat([self._encode_regions(crop[None]) for found in regions for crop in found])
-        logits = similarity_logits(self.class_features(class_names), F.normalize(features.float(), dim=1))
+        features = F.normalize(features.float(), dim=1)
+        logits = similarity_logits(self.class_features(class_names), features, self.logit_scale)
         return [part if len(part) else None for part in logits.split(counts)], valid
 
     def _encode_regions(self, crops: Tensor) -> Tensor:
@@ -257,6 +272,6 @@ class MaskFormerClipAdapter(ClipAdapter):
         return crops, valid
 
 
-def similarity_logits(class_features: Tensor, features: Tensor) -> Tensor:
-    """100 · cosine similarity of unit-norm features (…, D) with unit-norm classes (K, D)."""
-    return LOGIT_SCALE * features @ class_features.T.to(features.dtype)
+def similarity_logits(class_features: Tensor, features: Tensor, scale: float) -> Tensor:
+    """``scale`` · cosine similarity of unit-norm features (…, D) with unit-norm classes (K, D)."""
+    return scale * features @ class_features.T.to(features.dtype)

@@ -39,6 +39,7 @@ class SegmenterGraph(nn.Module):
         self.ensemble, self.weight = model.clip_ensemble, model.clip_ensemble_weight
         self.register_buffer("pixel_mean", model.pixel_mean)
         self.register_buffer("pixel_std", model.pixel_std)
+        self.logit_scale = model.clip_adapter.logit_scale
         self.register_buffer("no_object", model.clip_adapter.non_object_embedding.detach())
         if self.ensemble:
             self.regions = RegionClassifier(model.region_clip_adapter)
@@ -54,7 +55,7 @@ class SegmenterGraph(nn.Module):
         classes = torch.cat([rows, F.normalize(self.no_object, dim=1)])
         queries = outputs["pred_logits"][0]
         queries = queries / queries.norm(dim=1, keepdim=True)
-        scores = similarity_logits(classes, queries).softmax(-1)[:, :-1]  # (Q, C)
+        scores = similarity_logits(classes, queries, self.logit_scale).softmax(-1)[:, :-1]  # (Q, C)
         if seen is not None:
             found, valid = self.regions(image if self.is_rgb else image.flip(0), masks, rows)
             if self.weight <= 0:
@@ -71,6 +72,7 @@ class RegionClassifier(nn.Module):
         super().__init__()
         self.visual = adapter.clip.model.visual
         self.clip = adapter.clip
+        self.logit_scale = adapter.logit_scale
         self.side, self.ratio = adapter.region_size, adapter.mask_expand_ratio
         self.threshold, self.matting = adapter.mask_thr, adapter.mask_matting
         outside = torch.zeros(3) if adapter.mask_fill == "mean" else -adapter.pixel_mean / adapter.pixel_std
@@ -83,7 +85,7 @@ class RegionClassifier(nn.Module):
         crops = self.crops((image - self.mean) / self.std, masks if self.matting else binary.to(masks.dtype), binary)
         features = F.normalize(encode_images(self.clip, crops), dim=1)
         # "No object" is no rival here, unlike among the queries.
-        return similarity_logits(rows, features).softmax(-1), binary.flatten(1).any(1)
+        return similarity_logits(rows, features, self.logit_scale).softmax(-1), binary.flatten(1).any(1)
 
     def crops(self, image: Tensor, weights: Tensor, binary: Tensor) -> Tensor:
         """(Q, 3, side, side) as of ``resize_crops``, by products with matrices. Of an empty mask: nothing of use."""

@@ -53,7 +53,7 @@ class MaskPoolingClipAdapter(MaskFormerClipAdapter):
                 continue
             weights = own[which] if self.mask_matting else binary[which]
             features = pool_features(self.clip, self._resized(image), weights)
-            logits.append(similarity_logits(classes, F.normalize(features.float(), dim=1)))
+            logits.append(similarity_logits(classes, F.normalize(features.float(), dim=1), self.logit_scale))
         return logits, valid
 
     def _resized(self, image: Tensor) -> Tensor:

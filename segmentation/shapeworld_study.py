@@ -49,6 +49,10 @@ FOREIGN = {
 MARKERS = ("<!-- ShapeWorld segmentation: begin -->", "<!-- ShapeWorld segmentation: end -->")
 Progress = Callable[[str, int, int], None]
 _EVERYWHERE = ("DATASETS.TEST", str((SOURCE, *FOREIGN)))
+_SINGLE = (
+    *("MODEL.CLIP_ADAPTER.PROMPT_LEARNER", "predefined"),
+    *("MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES", '["a sculpture of a {}."]'),
+)
 _NO_CROPS = ("MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE", "False")
 
 
@@ -92,9 +96,10 @@ class SegmentationRun:
         title: in tables.
         config: name in ``configs/segmentation``.
         overrides: ``KEY VALUE`` pairs.
-        start: run whose weights are evaluated; "" to train.
+        start: run whose weights are evaluated; "" to train, or nothing if ``train`` is off.
         prompt: where PROMPT_CHECKPOINT comes from: a run of stage 1, "pomp" for the pre-trained prompt, "" for none.
         shuffled: whether class embeddings belong to other classes than their names say.
+        train: False to evaluate a prompt as it is.
     """
 
     name: str
@@ -104,6 +109,7 @@ class SegmentationRun:
     start: str = ""
     prompt: str = ""
     shuffled: bool = False
+    train: bool = True
 
 
 def _learner(kind: str, *more: str) -> tuple[str, ...]:
@@ -113,28 +119,29 @@ def _learner(kind: str, *more: str) -> tuple[str, ...]:
 RUNS = (
     SegmentationRun("stage1_learned", "learned on masks (stage 1)", "shapeworld_stage1"),
     SegmentationRun("stage1_pomp", "POMP, tuned on masks (stage 1)", "shapeworld_stage1_pomp", prompt="pomp"),
+    SegmentationRun("stage1_untrained_single", "single template", "shapeworld_stage1", _SINGLE, train=False),
+    SegmentationRun("stage1_untrained_pomp", "POMP", "shapeworld_stage1_pomp", prompt="pomp", train=False),
     SegmentationRun("single", "single template", overrides=_EVERYWHERE),
     SegmentationRun("shuffled", "the same, trained with shuffled embeddings", shuffled=True),
     SegmentationRun("queries", "queries alone, no crops", overrides=_NO_CROPS, start="single"),
     SegmentationRun("shuffled_queries", "the same, shuffled", overrides=_NO_CROPS, start="shuffled", shuffled=True),
-    SegmentationRun("imagenet", "80 ImageNet templates", overrides=_learner("imagenet"), start="single"),
-    SegmentationRun("vild", "14 ViLD templates", overrides=_learner("vild"), start="single"),
+    SegmentationRun("imagenet", "80 ImageNet templates", overrides=_learner("imagenet")),
+    SegmentationRun("vild", "14 ViLD templates", overrides=_learner("vild")),
     SegmentationRun(
         "learned",
         "learned on masks (stage 1)",
         overrides=_learner("learnable"),
-        start="single",
         prompt="stage1_learned",
     ),
-    SegmentationRun("pomp", "POMP", overrides=_learner("pomp"), start="single", prompt="pomp"),
+    SegmentationRun("pomp", "POMP", overrides=_learner("pomp"), prompt="pomp"),
     SegmentationRun(
         "pomp_tuned",
         "POMP, tuned on masks (stage 1)",
         overrides=_learner("pomp_tuned"),
-        start="single",
         prompt="stage1_pomp",
     ),
 )
+_ON_MASKS = ("stage1_untrained_single", "stage1_learned", "stage1_untrained_pomp", "stage1_pomp")
 _PROMPTS = ("single", "imagenet", "vild", "learned", "pomp", "pomp_tuned")
 
 
@@ -255,7 +262,13 @@ class SegmentationStudy:
             pairs["MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT"] = str(prompt)
         if run.shuffled:
             pairs["MODEL.CLASS_EMBEDDINGS.PATH"] = str(self._shuffled_file(seed))
-        words = ["--config-file", str(_config_file(run)), "--num-gpus", "1", "--eval-only" if run.start else "--resume"]
+        words = [
+            "--config-file",
+            str(_config_file(run)),
+            "--num-gpus",
+            "1",
+            "--resume" if run.train and not run.start else "--eval-only",
+        ]
         return [*words, *run.overrides, *self.overrides, *(word for pair in pairs.items() for word in pair)]
 
     def _execute(self, run: SegmentationRun, seed: int) -> None:
@@ -354,21 +367,17 @@ def render(
     report.section("Prompts")
     report.add(
         Text(
-            "One segmenter per seed, trained with the single template; at test time each row's prompt takes its place, "
-            "for queries and for crops."
+            "A segmenter for each prompt and seed, trained with that prompt (stage 2), which also classifies the crops."
         ),
         Table(
             ["", "hIoU", "mIoU seen", "mIoU unseen", "pACC"],
             [_row(_named(name), results[name], SOURCE, ("hIoU", "seen", "unseen", "pACC")) for name in _PROMPTS],
             text_columns=(0,),
         ),
-        Text("Stage 1 by itself, top-1 accuracy on crops of ground-truth masks among all classes:"),
+        Text("The prompts by themselves: top-1 accuracy on crops of ground-truth masks among all classes."),
         Table(
             ["", "seen", "unseen"],
-            [
-                _row(_named(name), results[name], f"{SOURCE}_classification", ("seen", "unseen"))
-                for name in ("stage1_learned", "stage1_pomp")
-            ],
+            [_row(_named(name), results[name], f"{SOURCE}_classification", ("seen", "unseen")) for name in _ON_MASKS],
             text_columns=(0,),
         ),
     )

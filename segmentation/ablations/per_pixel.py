@@ -106,7 +106,8 @@ class ZeroShotPerPixelModel(SemanticSegmentor):
         embeddings = head(self.backbone(batch.tensor))
         classes = self.clip_adapter.class_features(class_names)
         if self.training:
-            logits = similarity_logits(classes, F.normalize(embeddings, dim=1).movedim(1, -1)).movedim(-1, 1)
+            pixels = F.normalize(embeddings, dim=1).movedim(1, -1)
+            logits = similarity_logits(classes, pixels, self.clip_adapter.logit_scale).movedim(-1, 1)
             labels = [x["sem_seg"].to(self.device) for x in batched_inputs]
             targets = ImageList.from_tensors(labels, divisor, head.ignore_value).tensor
             return {"loss_sem_seg": head.loss(logits, targets)}
@@ -123,7 +124,8 @@ class ZeroShotPerPixelModel(SemanticSegmentor):
         """(P, K) scores of embeddings (P, D)."""
         if clip_scores is not None and self.clip_ensemble_weight < 0:
             return clip_scores.expand(len(embeddings), -1)
-        scores = similarity_logits(classes, F.normalize(embeddings.float(), dim=1)).softmax(1)
+        pixels = F.normalize(embeddings.float(), dim=1)
+        scores = similarity_logits(classes, pixels, self.clip_adapter.logit_scale).softmax(1)
         return scores if clip_scores is None else blend(scores, clip_scores, seen, self.clip_ensemble_weight)
 
     def _image_scores(self, batched_inputs: Sequence[dict[str, Any]], class_names: Sequence[str]) -> list[Any]:

@@ -115,6 +115,18 @@ def test_query_logits_are_cosines_with_no_object_last() -> None:
     )
 
 
+def test_logits_are_a_hundred_times_the_cosine_or_as_the_clip_has_it() -> None:
+    published, own = mask_adapter(), mask_adapter(logit_scale=0)
+    own.load_state_dict(published.state_dict())
+    queries = torch.randn(5, published.embed_dim)
+    features = published.class_features(NAMES)
+    ratio = published.clip.logit_scale / 100
+    assert ratio != 1
+    assert_close(own.query_logits(queries, features), published.query_logits(queries, features) * ratio)
+    pixels, masks = torch.rand(3, 20, 20) * 255, torch.ones(1, 20, 20)
+    assert_close(own(pixels, NAMES, masks)[0], published(pixels, NAMES, masks)[0] * ratio, rtol=1e-4, atol=1e-4)
+
+
 def test_images_classified_together_are_as_alone() -> None:
     adapter = mask_adapter()
     images = [noise_image(40, 60).float(), noise_image(33, 20, seed=1).float(), noise_image(8, 8).float()]
@@ -184,6 +196,8 @@ def test_errors() -> None:
         mask_adapter(region_size=-1)
     with pytest.raises(InputError, match="REGION_PRECISION is 'fp8'; expected one of fp32, bf16"):
         mask_adapter(region_precision="fp8")
+    with pytest.raises(InputError, match="LOGIT_SCALE is -1; expected a positive number, or 0"):
+        mask_adapter(logit_scale=-1)
     adapter = mask_adapter(region_resized=False)
     mask = torch.zeros(1, 20, 20)
     mask[0, 4, 4] = 1
