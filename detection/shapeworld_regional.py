@@ -43,7 +43,7 @@ from prompt_pretrain.shapeworld.writers import Recipe
 from prompt_pretrain.shapeworld_results import machine, mean_and_deviation
 from prompt_pretrain.shapeworld_study import HARD_PROMPT, PromptRun, ShapeWorldStudy
 
-__all__ = ["MARKERS", "PROMPTS", "RegionalComparison", "RegionalSettings", "render"]
+__all__ = ["DETECTORS", "MARKERS", "PROMPTS", "RegionalComparison", "RegionalSettings", "render"]
 MARKERS = ("<!-- ShapeWorld regional: begin -->", "<!-- ShapeWorld regional: end -->")
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "prompt_pretrain"
 PROMPTS = {
@@ -53,6 +53,7 @@ PROMPTS = {
     "rpl_web": "RPL, second round with web images",
     "pomp": "POMP",
 }
+DETECTORS = ("hard", "rpl", "pomp")  # PromptDet's comparison; a detector takes minutes
 _TRAINED = ("rpl", "rpl_web", "pomp")
 _GROUPS = ("base", "novel")
 
@@ -177,15 +178,16 @@ class RegionalComparison:
         prompts: Sequence[str] = tuple(PROMPTS),
         *,
         jobs: int = 1,
-        detectors: bool = True,
+        detectors: Sequence[str] = DETECTORS,
         announce: Callable[[str], None] = print,
     ) -> dict[str, list[dict[str, Any]]]:
         """Everything; prompt -> one entry per seed: ``crops``, ``seconds``, ``images`` and, if asked for, ``detector``.
 
         Args:
             jobs: detectors trained side by side.
+            detectors: prompts that detectors are trained with, as far as they are among ``prompts``.
         """
-        unknown = [prompt for prompt in prompts if prompt not in PROMPTS]
+        unknown = [prompt for prompt in (*prompts, *detectors) if prompt not in PROMPTS]
         if unknown:
             raise InputError(f"unknown prompt {unknown[0]!r}; expected some of {', '.join(PROMPTS)}")
         if not seeds:
@@ -198,12 +200,12 @@ class RegionalComparison:
                 found[prompt].append({"crops": crops, "seconds": made["seconds"], "images": made["images"]})
                 shown = ", ".join(f"{kind} {crops[kind]:.2f}" for kind in _GROUPS)
                 announce(f"seed {seed}, {prompt}: crops {shown}")
-        if detectors:
-            cells = [(prompt, number) for number in range(len(seeds)) for prompt in prompts]
-            with ThreadPoolExecutor(jobs) as pool:
-                results = pool.map(lambda cell: self.detector(cell[0], seeds[cell[1]], announce), cells)
-                for (prompt, number), result in zip(cells, results, strict=True):
-                    found[prompt][number]["detector"] = result
+        used = [prompt for prompt in prompts if prompt in detectors]
+        cells = [(prompt, number) for number in range(len(seeds)) for prompt in used]
+        with ThreadPoolExecutor(jobs) as pool:
+            results = pool.map(lambda cell: self.detector(cell[0], seeds[cell[1]], announce), cells)
+            for (prompt, number), result in zip(cells, results, strict=True):
+                found[prompt][number]["detector"] = result
         return found
 
     @property
@@ -315,6 +317,7 @@ def render(
                 ),
             ]
             for prompt, of_seeds in results.items()
+            if "detector" in of_seeds[0]
         ]
         report.add(Table(["", "AP novel", "AP common", "AP frequent", "AP", "AP50"], rows, text_columns=(0,)))
     return report.markdown()

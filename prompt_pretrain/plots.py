@@ -97,7 +97,8 @@ def plot_curves(curves: Sequence[Curve], *, title: str, xlabel: str, ylabel: str
         if all(float(x).is_integer() for curve in curves for x in curve.x):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(curves) > 1:
-            figure.legend(loc="outside lower center", ncols=min(len(curves), 3))
+            longest = max(len(curve.name) for curve in curves)
+            figure.legend(loc="outside lower center", ncols=min(len(curves), max(48 // longest, 1)))
     return figure
 
 
@@ -145,7 +146,7 @@ def grouped_bars(
             if np.isfinite(value):
                 axes.text(value + half + 0.012 * largest, y, f"{value:.1f}", va="center", fontsize=10)
     axes.set_yticks(np.arange(len(rows)), list(rows))
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)  # the first row on top
     axes.set_xlim(0, largest * 1.14)
     axes.grid(axis="y", visible=False)
 

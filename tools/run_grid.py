@@ -144,6 +144,14 @@ def _write_document(args: argparse.Namespace, chosen: Sequence[Any], runner: Any
     from prompt_pretrain.shapeworld_results import machine, write_section
 
     report = Report(f"Baselines and ablations, {scale} scale")
+    if scale == "shapeworld" and not args.data_root:
+        report.add(
+            Text(
+                f"ShapeWorld with {args.num_classes} base classes, {args.images_per_class} training images of each on "
+                f"average, and {args.novel_classes} novel ones, which are unseen combinations of seen attributes; "
+                f"{args.val_per_class} test images of every class. The CLIP is the tiny one, `shapeworld-tiny`."
+            )
+        )
     report.add(
         Text(
             "Top-1 accuracy in percent, mean ± standard deviation over the training seeds "

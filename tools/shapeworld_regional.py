@@ -2,7 +2,7 @@
 
     python tools/shapeworld_regional.py
 
-Draws the data, trains the prompts and, with each of them, a detector, for three seeds. Everything lies in
+Draws the data, trains the prompts and, with some of them, detectors, for three seeds. Everything lies in
 output/shapeworld_regional; an interrupted comparison goes on with the same command.
 """
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_intermixed_args(argv)
     # Loads torch and detectron2: after the options are known to be right.
-    from detection.shapeworld_regional import MARKERS, PROMPTS, RegionalComparison, render
+    from detection.shapeworld_regional import DETECTORS, MARKERS, PROMPTS, RegionalComparison, render
     from prompt_pretrain.drawing_bar import drawing_bar
     from prompt_pretrain.shapeworld_results import write_section
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.seeds,
         args.prompts or tuple(PROMPTS),
         jobs=args.jobs,
-        detectors=not args.crops_only,
+        detectors=() if args.crops_only else args.detectors or DETECTORS,
         announce=lambda text: print(text, flush=True),
     )
     words = sys.argv[1:] if argv is None else list(argv)
@@ -52,6 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--document", default=str(ROOT / "docs" / "RESULTS.md"), metavar="MD", help="default: docs/RESULTS.md")
     add("--seeds", type=int, nargs="+", default=[1, 2, 3])
     add("--prompts", nargs="+", metavar="NAME", help="some of hard, described, rpl, rpl_web, pomp (default: all)")
+    add(
+        "--detectors",
+        nargs="+",
+        metavar="NAME",
+        help="those that detectors are trained with (default: hard, rpl, pomp)",
+    )
     add("--crops-only", action="store_true", help="no detectors: the accuracy on crops alone")
     add("--jobs", type=int, default=min(cores, 4), help="detectors trained side by side, one core each")
     add("--workers", type=int, default=min(cores, 8), help="processes that draw")

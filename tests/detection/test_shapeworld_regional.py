@@ -47,20 +47,23 @@ def test_the_comparison_runs_once_and_reports(study: RegionalComparison, monkeyp
     monkeypatch.setattr(study.detection, "_execute", pretend)
     said: list[str] = []
     results = study.run([1, 2], jobs=2, announce=said.append)
-    assert list(results) == list(PROMPTS) and len(trained) == len(set(trained)) + 2 == 10  # hard ones: one file
+    assert list(results) == list(PROMPTS) and len(trained) == len(set(trained)) + 1 == 6  # hard ones: one file
     files = {study.embeddings(prompt, seed)["file"] for prompt in PROMPTS for seed in (1, 2)}
     assert len(files) == 2 + 3 * 2
     again = study.run([1, 2], announce=said.append)
-    assert again == results and len(trained) == 10
+    assert again == results and len(trained) == 6
     assert results["rpl_web"][0]["images"] > results["rpl"][0]["images"] > 0 == results["hard"][0]["images"]
 
     text = render(study, [1, 2], results, "python tools/shapeworld_regional.py")
     assert "| RPL, crops of base classes | 1.0 ± 0.0 | 2.0 ± 0.0 | 3.0 ± 0.0 | 6.5 ± 0.7 |" in text
     assert "| hard prompt, “a photo of a {}.” | – | " in text
+    assert text.count("second round with web images |") == 1  # crops alone
+    more = study.run([1], ["described"], detectors=["described"], announce=said.append)
+    assert more["described"][0]["detector"]["results"][LVIS]["AP"] == 6.0 and len(trained) == 7
 
 
 def test_crops_alone_need_no_detector(study: RegionalComparison) -> None:
-    results = study.run([1], ["hard"], detectors=False, announce=lambda text: None)
+    results = study.run([1], ["hard"], detectors=(), announce=lambda text: None)
     assert set(results["hard"][0]["crops"]) == {"base", "novel", "base_among_all", "novel_among_all"}
     assert "AP novel" not in render(study, [1], results, "c")
     with pytest.raises(InputError, match="unknown prompt 'soft'"):
