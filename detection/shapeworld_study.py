@@ -1,40 +1,27 @@
 """The ShapeWorld detection study behind docs/RESULTS.md: what class embeddings and image labels give novel classes.
 
-Every run is one ``tools/train_net.py`` process. Results stay in its folder, so an interrupted study goes on where it
-was, and seeds can run side by side.
+How its runs are done, and kept, is in `prompt_pretrain.study_runs`.
 """
 
-import hashlib
 import json
 import os
-import platform
-import shlex
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from detection.data.datasets.shapeworld import FOLDER
 from detection.shapeworld_worlds import CAT_INFO, DetectionWorlds, Progress, classes_by_split, draw_worlds
-from prompt_pretrain.atomic_files import write_json
 from prompt_pretrain.class_embeddings import ClassEmbeddings
 from prompt_pretrain.clip import load_clip
-from prompt_pretrain.errors import InputError
 from prompt_pretrain.report import Commands, Report, Table, Text
 from prompt_pretrain.shapeworld import TINY_CLIP_NAME
+from prompt_pretrain.shapeworld_results import machine
+from prompt_pretrain.study_runs import StudyRuns, result_row
 
 __all__ = ["MARKERS", "RUNS", "DetectionRun", "DetectionStudy", "render"]
-_REPOSITORY = Path(__file__).resolve().parents[1]
-_CONFIGS = _REPOSITORY / "configs" / "detection"
-_TRAIN_NET = _REPOSITORY / "tools" / "train_net.py"
+_CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "detection"
 LVIS, COCO, OBJECTS365 = "shapeworld_lvis_val", "shapeworld_coco_val", "shapeworld_objects365_val"
 _FOREIGN = {COCO: "COCO", OBJECTS365: "Objects365"}
 _ANNOTATIONS = {
@@ -111,7 +98,7 @@ RUNS = (
 )
 
 
-class DetectionStudy:
+class DetectionStudy(StudyRuns[DetectionRun]):
     """A folder with the data sets and the runs made on them.
 
     Args:
@@ -120,73 +107,24 @@ class DetectionStudy:
         overrides: ``KEY VALUE`` pairs for all runs.
     """
 
+    runs = RUNS
+
     def __init__(
         self, folder: str | os.PathLike, worlds: DetectionWorlds | None = None, overrides: Sequence[str] = ()
     ) -> None:
-        self.folder = Path(folder)
+        super().__init__(folder, overrides)
         self.worlds = worlds or DetectionWorlds()
-        self.overrides = tuple(overrides)
-
-    @property
-    def data(self) -> Path:
-        """What ``DETECTRON2_DATASETS`` has to name."""
-        return self.folder / "datasets"
 
     def draw(self, *, workers: int = 1, progress: Progress | None = None) -> None:
         """Draw the data that are not there yet."""
         draw_worlds(self.data / FOLDER, self.worlds, workers=workers, progress=progress)
 
-    def run_all(
-        self, seeds: Sequence[int], *, jobs: int = 1, announce: Callable[[str], None] = print
-    ) -> dict[str, list[dict[str, Any]]]:
-        """Every run with every seed.
+    def needed(self, run: DetectionRun) -> list[str]:
+        return [run.start] if run.start else []
 
-        Args:
-            jobs: runs side by side.
-        Returns:
-            Run name -> one entry per seed: ``results`` (data set -> metric in percent), ``seconds``.
-        """
-        if not seeds:
-            raise InputError("no seed given; give at least one")
-        waiting: dict[tuple[str, int], Future[dict[str, Any]]] = {}
-        with ThreadPoolExecutor(jobs) as pool:
-
-            def after_its_start(run: DetectionRun, seed: int) -> dict[str, Any]:
-                if run.start:  # was submitted before, so it is done or at work
-                    waiting[run.start, seed].result()
-                return self.result(run, seed, announce)
-
-            for seed in seeds:
-                for run in RUNS:
-                    waiting[run.name, seed] = pool.submit(after_its_start, run, seed)
-            return {run.name: [waiting[run.name, seed].result() for seed in seeds] for run in RUNS}
-
-    def result(self, run: DetectionRun, seed: int, announce: Callable[[str], None] = print) -> dict[str, Any]:
-        """Metrics of one run, from its file or made now."""
-        path = self.run_folder(run.name, seed) / "study.json"
-        settings = self._settings(run, seed)
-        with suppress(OSError, ValueError):
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found.get("settings") == settings:
-                return found
-        began = time.monotonic()
-        self._execute(run, seed)
-        content = json.loads((path.parent / "results.json").read_text(encoding="utf-8"))
-        found = {
-            "settings": settings,
-            "results": {name: self.metrics(name, tasks["bbox"]) for name, tasks in content.items()},
-            "seconds": time.monotonic() - began,
-        }
-        write_json(path, found)
-        shown = ", ".join(
-            f"{name.split('_')[1]} AP {metrics['AP']:.1f} novel {metrics['novel']:.1f}"
-            for name, metrics in found["results"].items()
-        )
-        announce(f"seed {seed}, {run.name}: {shown} ({found['seconds']:.0f} s)")
-        return found
-
-    def run_folder(self, name: str, seed: int) -> Path:
-        return self.folder / "runs" / f"seed{seed}" / name
+    def prepare(self, run: DetectionRun, seed: int) -> None:
+        if run.shuffled:
+            self._write_shuffled(seed)
 
     def command(self, run: DetectionRun, seed: int) -> list[str]:
         """Arguments of ``tools/train_net.py``."""
@@ -202,29 +140,18 @@ class DetectionStudy:
         words += ["--eval-only"] if run.eval_only else ["--resume"]
         return [*words, *run.overrides, *self.overrides, *(word for pair in pairs.items() for word in pair)]
 
-    def _execute(self, run: DetectionRun, seed: int) -> None:
-        if run.shuffled:
-            self._write_shuffled(seed)
-        folder = self.run_folder(run.name, seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        words = [sys.executable, str(_TRAIN_NET), *self.command(run, seed)]
-        environment = {**os.environ, "DETECTRON2_DATASETS": str(self.data)}
-        environment.setdefault("OMP_NUM_THREADS", "1")
-        with open(folder / "output.txt", "w", encoding="utf-8") as output:
-            output.write(shlex.join(words) + "\n")
-            output.flush()
-            done = subprocess.run(
-                words, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=_REPOSITORY, check=False
-            )
-        if done.returncode:
-            raise InputError(f"{run.name} with seed {seed} failed with exit code {done.returncode}; see {output.name}")
-
-    def _settings(self, run: DetectionRun, seed: int) -> str:
-        """Hash of what the result depends on."""
+    def described(self, run: DetectionRun, seed: int) -> list[Any]:
         files = [(_CONFIGS / f"{run.config}.yaml").read_text(), (_CONFIGS / "shapeworld_boxsup.yaml").read_text()]
-        content = [asdict(run), files, self.overrides, asdict(self.worlds), seed]
-        content += [self._settings(_named(run.start), seed)] if run.start else []
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return [asdict(run), files, self.overrides, asdict(self.worlds), seed]
+
+    def summary(self, results: Mapping[str, Mapping[str, float]]) -> str:
+        return ", ".join(
+            f"{name.split('_')[1]} AP {metrics['AP']:.1f} novel {metrics['novel']:.1f}"
+            for name, metrics in results.items()
+        )
+
+    def shown_metrics(self, data_set: str, tasks: Mapping[str, Any]) -> dict[str, float]:
+        return self.metrics(data_set, tasks["bbox"])
 
     def metrics(self, data_set: str, metrics: Mapping[str, float]) -> dict[str, float]:
         """AP and AP50 of all classes and AP of novel and of base classes, in percent."""
@@ -257,10 +184,6 @@ class DetectionStudy:
         made.shuffled(seed).save(self._shuffled_file(seed))
 
 
-def _named(name: str) -> DetectionRun:
-    return next(run for run in RUNS if run.name == name)
-
-
 def render(study: DetectionStudy, seeds: Sequence[int], results: dict[str, list[dict[str, Any]]], command: str) -> str:
     """The Markdown section about the study."""
     lvis, report = study.worlds.lvis, Report("ShapeWorld, detection")
@@ -279,16 +202,18 @@ def render(study: DetectionStudy, seeds: Sequence[int], results: dict[str, list[
             "the data stay the same. Rows of one seed share their first stage."
         ),
         Commands([command]),
-        Text(f"{seconds / 60:.0f} process minutes of training and evaluation on {_machine()}, without drawing."),
+        Text(f"{seconds / 60:.0f} process minutes of training and evaluation on {machine()}, without drawing."),
     )
     report.section("Novel classes")
     columns = ("novel", "common", "frequent", "AP", "AP50")
-    rows = [_row(run, results[run.name], LVIS, columns) for run in RUNS if LVIS in results[run.name][0]["results"]]
+    rows = [
+        result_row(run, results[run.name], LVIS, columns) for run in RUNS if LVIS in results[run.name][0]["results"]
+    ]
     report.add(Table(["", "AP novel", "AP common", "AP frequent", "AP", "AP50"], rows, text_columns=(0,)))
     report.section("Other data sets, without training on them")
     columns = ("base", "novel", "AP", "AP50")
     rows = [
-        [title, *_row(run, results[run.name], data_set, columns)]
+        [title, *result_row(run, results[run.name], data_set, columns)]
         for data_set, title in _FOREIGN.items()
         for run in RUNS
         if data_set in results[run.name][0]["results"]
@@ -301,20 +226,3 @@ def render(study: DetectionStudy, seeds: Sequence[int], results: dict[str, list[
         Table(["format", "", "AP base", "AP novel", "AP", "AP50"], rows, text_columns=(0, 1)),
     )
     return report.markdown()
-
-
-def _row(run: DetectionRun, of_seeds: Sequence[dict[str, Any]], data_set: str, columns: Sequence[str]) -> list[str]:
-    found = [result["results"][data_set] for result in of_seeds]
-    return [run.title, *(_mean_and_deviation(metrics[column] for metrics in found) for column in columns)]
-
-
-def _mean_and_deviation(values: Iterable[float]) -> str:
-    """ "12.3 ± 0.4", or the value alone."""
-    values = list(values)
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
-
-
-def _machine() -> str:
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {torch.__version__}"

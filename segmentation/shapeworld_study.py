@@ -1,45 +1,30 @@
 """The ShapeWorld segmentation study behind docs/RESULTS.md: what class embeddings and prompts give unseen classes.
 
-Every run is one ``tools/train_net.py`` process. Results stay in its folder, so an interrupted study goes on where it
-was, and runs can go side by side.
+How its runs are done, and kept, is in `prompt_pretrain.study_runs`.
 """
 
-import hashlib
-import json
 import os
-import platform
-import shlex
-import shutil
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from prompt_pretrain.atomic_files import atomic_writer, write_json
+from prompt_pretrain.atomic_files import atomic_writer
 from prompt_pretrain.class_embeddings import ClassEmbeddings
 from prompt_pretrain.clip import load_clip
-from prompt_pretrain.errors import InputError
 from prompt_pretrain.report import Commands, Report, Table, Text
 from prompt_pretrain.shapeworld import TINY_CLIP_NAME
 from prompt_pretrain.shapeworld.label_map_writers import FORMATS, classes_of, write_label_maps
 from prompt_pretrain.shapeworld.scene_files import SceneRecipe
 from prompt_pretrain.shapeworld.writers import Recipe
+from prompt_pretrain.shapeworld_results import machine
 from prompt_pretrain.shapeworld_study import PromptRun, ShapeWorldStudy
+from prompt_pretrain.study_runs import StudyRuns, result_row
 from segmentation.data.datasets.shapeworld import FOLDER
 from segmentation.setup import load_config
 
 __all__ = ["MARKERS", "RUNS", "SegmentationRun", "SegmentationStudy", "SegmentationWorlds", "render"]
-_REPOSITORY = Path(__file__).resolve().parents[1]
-_CONFIGS = _REPOSITORY / "configs"
-_TRAIN_NET = _REPOSITORY / "tools" / "train_net.py"
+_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SOURCE = "shapeworld_stuff_sem_seg_val"
 FOREIGN = {
     "shapeworld_voc_sem_seg_val": "VOC",
@@ -145,7 +130,7 @@ _ON_MASKS = ("stage1_untrained_single", "stage1_learned", "stage1_untrained_pomp
 _PROMPTS = ("single", "imagenet", "vild", "learned", "pomp", "pomp_tuned")
 
 
-class SegmentationStudy:
+class SegmentationStudy(StudyRuns[SegmentationRun]):
     """A folder with the data sets and the runs made on them.
 
     Args:
@@ -154,17 +139,13 @@ class SegmentationStudy:
         overrides: ``KEY VALUE`` pairs for all runs.
     """
 
+    runs = RUNS
+
     def __init__(
         self, folder: str | os.PathLike, worlds: SegmentationWorlds | None = None, overrides: Sequence[str] = ()
     ) -> None:
-        self.folder = Path(folder)
+        super().__init__(folder, overrides)
         self.worlds = worlds or SegmentationWorlds()
-        self.overrides = tuple(overrides)
-
-    @property
-    def data(self) -> Path:
-        """What ``DETECTRON2_DATASETS`` has to name."""
-        return self.folder / "datasets"
 
     def draw(self, *, workers: int = 1, progress: Progress | None = None) -> None:
         """Draw the data that are not there yet."""
@@ -200,56 +181,12 @@ class SegmentationStudy:
     def pomp_prompt(self, seed: int) -> Path:
         return self.folder / "pomp" / f"prompt_seed{seed}.pth.tar"
 
-    def run_all(
-        self, seeds: Sequence[int], *, jobs: int = 1, announce: Callable[[str], None] = print
-    ) -> dict[str, list[dict[str, Any]]]:
-        """Every run with every seed; :meth:`draw` and :meth:`pretrain` come before.
+    def needed(self, run: SegmentationRun) -> list[str]:
+        return [name for name in (run.start, run.prompt) if name and name != "pomp"]
 
-        Args:
-            jobs: runs side by side.
-        Returns:
-            Run name -> one entry per seed: ``results`` (data set -> metric in percent), ``seconds``.
-        """
-        if not seeds:
-            raise InputError("no seed given; give at least one")
-        found: dict[str, list[dict[str, Any]]] = {}
-        with ThreadPoolExecutor(jobs) as pool:
-            for stage in range(1 + max(map(_stage, RUNS))):  # what others start from comes first
-                runs = [run for run in RUNS if _stage(run) == stage]
-                pairs = [(run, seed) for seed in seeds for run in runs]
-                results = list(pool.map(lambda pair: self.result(*pair, announce), pairs))
-                for number, run in enumerate(runs):
-                    found[run.name] = results[number :: len(runs)]
-        return found
-
-    def result(self, run: SegmentationRun, seed: int, announce: Callable[[str], None] = print) -> dict[str, Any]:
-        """Metrics of one run, from its file or made now."""
-        path = self.run_folder(run.name, seed) / "study.json"
-        settings = self._settings(run, seed)
-        with suppress(OSError, ValueError):
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found.get("settings") == settings:
-                return found
-        began = time.monotonic()
-        marker = path.with_name("settings.txt")
-        if path.parent.exists() and not (marker.is_file() and marker.read_text() == settings):
-            shutil.rmtree(path.parent)  # what other settings left there must not be taken up
-        with atomic_writer(marker, "w") as file:
-            file.write(settings)
-        self._execute(run, seed)
-        content = json.loads((path.parent / "results.json").read_text(encoding="utf-8"))
-        found = {
-            "settings": settings,
-            "results": {name: metrics_of(tasks) for name, tasks in content.items()},
-            "seconds": time.monotonic() - began,
-        }
-        write_json(path, found)
-        shown = ", ".join(f"{key} {value:.1f}" for key, value in next(iter(found["results"].values())).items())
-        announce(f"seed {seed}, {run.name}: {shown} ({found['seconds']:.0f} s)")
-        return found
-
-    def run_folder(self, name: str, seed: int) -> Path:
-        return self.folder / "runs" / f"seed{seed}" / name
+    def prepare(self, run: SegmentationRun, seed: int) -> None:
+        if run.shuffled:
+            self._write_shuffled(seed)
 
     def command(self, run: SegmentationRun, seed: int) -> list[str]:
         """Arguments of ``tools/train_net.py``."""
@@ -271,29 +208,12 @@ class SegmentationStudy:
         ]
         return [*words, *run.overrides, *self.overrides, *(word for pair in pairs.items() for word in pair)]
 
-    def _execute(self, run: SegmentationRun, seed: int) -> None:
-        if run.shuffled:
-            self._write_shuffled(seed)
-        folder = self.run_folder(run.name, seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        words = [sys.executable, str(_TRAIN_NET), *self.command(run, seed)]
-        environment = {**os.environ, "DETECTRON2_DATASETS": str(self.data)}
-        environment.setdefault("OMP_NUM_THREADS", "1")
-        with open(folder / "output.txt", "w", encoding="utf-8") as output:
-            output.write(shlex.join(words) + "\n")
-            output.flush()
-            done = subprocess.run(
-                words, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=_REPOSITORY, check=False
-            )
-        if done.returncode:
-            raise InputError(f"{run.name} with seed {seed} failed with exit code {done.returncode}; see {output.name}")
-
-    def _settings(self, run: SegmentationRun, seed: int) -> str:
-        """Hash of what the result depends on."""
+    def described(self, run: SegmentationRun, seed: int) -> list[Any]:
         config = load_config(_config_file(run), [*run.overrides, *self.overrides]).dump()
-        content = [asdict(run), config, asdict(self.worlds), seed]
-        content += [self._settings(_named(name), seed) for name in _needed(run)]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return [asdict(run), config, asdict(self.worlds), seed]
+
+    def shown_metrics(self, data_set: str, tasks: Mapping[str, Any]) -> dict[str, float]:
+        return metrics_of(tasks)
 
     def _shuffled_file(self, seed: int) -> Path:
         return self.folder / "class_embeddings" / f"shuffled_seed{seed}.safetensors"
@@ -322,15 +242,6 @@ def metrics_of(tasks: Mapping[str, Any]) -> dict[str, float]:
     return {short: metrics[name] for short, name in names.items()}
 
 
-def _needed(run: SegmentationRun) -> list[str]:
-    """Runs that come before this one."""
-    return [name for name in (run.start, run.prompt) if name and name != "pomp"]
-
-
-def _stage(run: SegmentationRun) -> int:
-    return max((1 + _stage(_named(name)) for name in _needed(run)), default=0)
-
-
 def _named(name: str) -> SegmentationRun:
     return next(run for run in RUNS if run.name == name)
 
@@ -356,11 +267,11 @@ def render(
             "stay the same."
         ),
         Commands([command]),
-        Text(f"{seconds / 60:.0f} process minutes of training and evaluation on {_machine()}, without drawing."),
+        Text(f"{seconds / 60:.0f} process minutes of training and evaluation on {machine()}, without drawing."),
     )
     report.section("Unseen classes")
     rows = [
-        _row(_named(name), results[name], SOURCE, ("hIoU", "seen", "unseen", "pACC"))
+        result_row(_named(name), results[name], SOURCE, ("hIoU", "seen", "unseen", "pACC"))
         for name in ("single", "shuffled", "queries", "shuffled_queries")
     ]
     report.add(Table(["", "hIoU", "mIoU seen", "mIoU unseen", "pACC"], rows, text_columns=(0,)))
@@ -371,13 +282,16 @@ def render(
         ),
         Table(
             ["", "hIoU", "mIoU seen", "mIoU unseen", "pACC"],
-            [_row(_named(name), results[name], SOURCE, ("hIoU", "seen", "unseen", "pACC")) for name in _PROMPTS],
+            [result_row(_named(name), results[name], SOURCE, ("hIoU", "seen", "unseen", "pACC")) for name in _PROMPTS],
             text_columns=(0,),
         ),
         Text("The prompts by themselves: top-1 accuracy on crops of ground-truth masks among all classes."),
         Table(
             ["", "seen", "unseen"],
-            [_row(_named(name), results[name], f"{SOURCE}_classification", ("seen", "unseen")) for name in _ON_MASKS],
+            [
+                result_row(_named(name), results[name], f"{SOURCE}_classification", ("seen", "unseen"))
+                for name in _ON_MASKS
+            ],
             text_columns=(0,),
         ),
     )
@@ -391,7 +305,7 @@ def render(
         Table(
             ["format", "prompt", "mIoU", "fwIoU", "pACC"],
             [
-                [title, *_row(_named(name), results[name], data_set, ("mIoU", "fwIoU", "pACC"))]
+                [title, *result_row(_named(name), results[name], data_set, ("mIoU", "fwIoU", "pACC"))]
                 for data_set, title in FOREIGN.items()
                 for name in _PROMPTS
             ],
@@ -399,26 +313,3 @@ def render(
         ),
     )
     return report.markdown()
-
-
-def _row(run: SegmentationRun, of_seeds: Sequence[dict[str, Any]], data_set: str, columns: Sequence[str]) -> list[str]:
-    found = [_of_data_set(result["results"], data_set) for result in of_seeds]
-    return [run.title, *(_mean_and_deviation(metrics[column] for metrics in found) for column in columns)]
-
-
-def _of_data_set(results: Mapping[str, dict[str, float]], data_set: str) -> dict[str, float]:
-    if data_set not in results:
-        raise InputError(f"no results of {data_set}, only of {', '.join(results)}; delete the study's runs")
-    return results[data_set]
-
-
-def _mean_and_deviation(values: Iterable[float]) -> str:
-    """ "12.3 ± 0.4", or the value alone."""
-    values = list(values)
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
-
-
-def _machine() -> str:
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {torch.__version__}"

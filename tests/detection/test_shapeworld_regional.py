@@ -36,7 +36,7 @@ def test_the_comparison_runs_once_and_reports(study: RegionalComparison, monkeyp
 
     def pretend(run: DetectionRun, seed: int) -> None:
         folder = study.detection.run_folder(run.name, seed)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         trained.append(run.name)
         words = study.detection.command(run, seed)
         cfg = load_config(words[1], [word for word in words[4:] if not word.startswith("--")])
@@ -44,7 +44,7 @@ def test_the_comparison_runs_once_and_reports(study: RegionalComparison, monkeyp
         metrics = {"AP": 5.0 + seed, "AP50": 10.0, "APr": 1.0, "APc": 2.0, "APf": 3.0}
         (folder / "results.json").write_text(json.dumps({LVIS: {"bbox": metrics}}))
 
-    monkeypatch.setattr(study.detection, "_execute", pretend)
+    monkeypatch.setattr(study.detection, "execute", pretend)
     said: list[str] = []
     results = study.run([1, 2], jobs=2, announce=said.append)
     assert list(results) == list(PROMPTS) and len(trained) == len(set(trained)) + 1 == 6  # hard ones: one file

@@ -21,11 +21,9 @@ class Study(DetectionStudy):
         super().__init__(folder, WORLDS)
         self.done: list[str] = []
 
-    def _execute(self, run: DetectionRun, seed: int) -> None:
-        if run.shuffled:
-            self._write_shuffled(seed)
+    def execute(self, run: DetectionRun, seed: int) -> None:
         folder = self.run_folder(run.name, seed)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         assert not run.start or (self.run_folder(run.start, seed) / "model_final.pth").is_file()
         (folder / "model_final.pth").touch()
         self.done.append(f"{run.name} {seed}")
@@ -80,7 +78,7 @@ def test_commands_are_those_of_train_net(study: Study) -> None:
 def test_other_settings_are_other_results(study: Study) -> None:
     run: Any = RUNS[0]
     other = DetectionStudy(study.folder, WORLDS, ["SOLVER.MAX_ITER", "7"])
-    assert study._settings(run, 1) not in (study._settings(run, 2), other._settings(run, 1))
+    assert study.settings(run, 1) not in (study.settings(run, 2), other.settings(run, 1))
     with pytest.raises(InputError, match="no seed given"):
         study.run_all([])
 
@@ -91,3 +89,16 @@ def test_published_mechanisms_of_the_configs() -> None:
     second = load_config(CONFIG_FOLDER / "shapeworld_detic.yaml")
     assert second.WITH_IMAGE_LABELS and second.MODEL.ROI_BOX_HEAD.IMAGE_LABEL_LOSS == "max_size"
     assert len(load_config(CONFIG_FOLDER / "shapeworld_detic_cross_datasets.yaml").DATASETS.TEST) == 3
+
+
+def test_what_other_settings_left_is_not_resumed(tmp_path: Path) -> None:
+    first = Study(tmp_path)
+    run: Any = RUNS[0]
+    first.result(run, 1, announce=lambda text: None)
+    other = Study(tmp_path)
+    other.overrides = ("SOLVER.MAX_ITER", "7")
+    left = other.run_folder(run.name, 1) / "model_final.pth"
+    seen: list[bool] = []
+    other.prepare = lambda run, seed: seen.append(left.exists())  # type: ignore[method-assign]
+    other.result(run, 1, announce=lambda text: None)
+    assert seen == [False] and left.is_file()

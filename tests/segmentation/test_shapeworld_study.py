@@ -34,9 +34,7 @@ class Study(SegmentationStudy):
         super().__init__(folder, WORLDS)
         self.done: list[str] = []
 
-    def _execute(self, run: Any, seed: int) -> None:
-        if run.shuffled:
-            self._write_shuffled(seed)
+    def execute(self, run: Any, seed: int) -> None:
         folder = self.run_folder(run.name, seed)
         assert not (folder / "model_final.pth").exists()  # nothing is left of other settings
         for name in filter(None, (run.start, run.prompt)):
@@ -100,7 +98,7 @@ def test_shuffled_embeddings_are_those_of_other_classes(study: Study) -> None:
 def test_other_settings_are_other_results(study: Study) -> None:
     run: Any = RUNS[0]
     other = SegmentationStudy(study.folder, WORLDS, ["SOLVER.MAX_ITER", "7"])
-    assert study._settings(run, 1) not in (study._settings(run, 2), other._settings(run, 1))
+    assert study.settings(run, 1) not in (study.settings(run, 2), other.settings(run, 1))
     with pytest.raises(InputError, match="no seed given"):
         study.run_all([])
 
