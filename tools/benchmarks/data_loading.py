@@ -49,6 +49,8 @@ def main() -> int:
             name = "data_loader" + (f"_{workers}_workers" if workers else "")
             records.append(Record(f"detectron2/{name}_ratio", theirs / ours, "x", ratio=theirs / ours))
             records.append(Record(f"detectron2/{name}_ms_per_image", ours * 1e3, "ms", theirs * 1e3, theirs / ours))
+            per_second = (1 / ours, 1 / theirs)
+            records.append(Record(f"detectron2/{name}_images_per_second", per_second[0], "images/s", per_second[1]))
         records += time_annotations(Path(folder) / "lvis.json", 20_000 if options.quick else 200_000)
     report(records, options.json)
     return 0
