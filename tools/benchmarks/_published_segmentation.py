@@ -30,6 +30,13 @@ _VIT_B_16 = {
 
 
 def build_segmenter(device: str, queries: int) -> ZeroShotMaskFormer:
+    """The model for inference, with a head that answers as told."""
+    model = make_segmenter(device, queries).eval().requires_grad_(False)
+    model.sem_seg_head = SceneHead(model.sem_seg_head)
+    return model
+
+
+def make_segmenter(device: str, queries: int) -> ZeroShotMaskFormer:
     """R101c and ViT-B/16 with random weights and random class embeddings."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vit_b_16.json"
@@ -37,11 +44,10 @@ def build_segmenter(device: str, queries: int) -> ZeroShotMaskFormer:
         root = Path(__file__).resolve().parents[2]
         options = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", device, "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME", str(path)]
         cfg = load_config(str(root / CONFIG), [*options, "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", str(queries)])
-        model = build_model(cfg).eval().requires_grad_(False)
+        model = build_model(cfg)
     names = [f"class {index}" for index in range(NUM_CLASSES)]
     model.set_classes(names, [int(index < NUM_SEEN) for index in range(NUM_CLASSES)])
     model.clip_adapter.set_text_features(names, torch.randn(NUM_CLASSES, model.clip_adapter.embed_dim))
-    model.sem_seg_head = SceneHead(model.sem_seg_head)
     return model
 
 
