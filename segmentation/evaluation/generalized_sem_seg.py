@@ -20,6 +20,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from prompt_pretrain.atomic_files import atomic_writer
 from prompt_pretrain.errors import InputError
+from segmentation.class_argmax import argmax_over_classes
 from segmentation.evaluation.confusion import ConfusionMatrix, mean_iou_of_present_classes, segmentation_metrics
 from segmentation.evaluation.label_maps import GroundTruthMaps
 
@@ -116,7 +117,7 @@ class GeneralizedSemSegEvaluator(DatasetEvaluator):
 
     def predict_labels(self, scores: Tensor, ground_truth: Tensor) -> Tensor:
         """(H, W) labels from scores (C, H, W); ``ground_truth`` is there for evaluators that use what is known."""
-        return scores.argmax(0)
+        return argmax_over_classes(scores)
 
     def encode(self, labels: np.ndarray, file_name: str) -> Iterator[dict[str, Any]]:
         """Run-length encodings of a label map (H, W), class by class."""
