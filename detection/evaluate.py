@@ -29,6 +29,7 @@ from detectron2.utils import comm
 from prompt_pretrain.atomic_files import atomic_writer, write_json
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.metrics_log import finite_or_none
+from prompt_pretrain.run_setup import explained_data
 from third_party import detectron2_source
 
 __all__ = ["build_evaluator", "classifier_restored", "do_test"]
@@ -83,18 +84,17 @@ def build_evaluator(cfg: CfgNode, name: str, output_dir: str) -> DatasetEvaluato
     """The evaluator that the data set's ``evaluator_type`` names; of LVIS for any one with GEN_PSEDO_LABELS.
 
     Raises:
-        InputError: another type than lvis, coco or oid.
+        InputError: another type than lvis, coco or oid, or annotations that lack what their metric needs.
     """
-    kind = MetadataCatalog.get(name).get("evaluator_type")
+    kind, file = MetadataCatalog.get(name).get("evaluator_type"), _annotations_of(name)
     if kind == "lvis" or cfg.GEN_PSEDO_LABELS:
         _let_lvis_run()
-        try:
+        with explained_data(f"data set {name} cannot be evaluated as LVIS", file):
             return LVISEvaluator(name, output_dir=output_dir)
-        except ValueError as error:
-            raise InputError(f"data set {name} cannot be evaluated as LVIS: {error}") from error
     if kind == "coco":
         two_groups = name == _SEEN_AND_UNSEEN or MetadataCatalog.get(name).get("unseen_classes")
-        return (CustomCOCOEvaluator if two_groups else COCOEvaluator)(name, output_dir=output_dir)
+        with explained_data(f"data set {name} cannot be evaluated as COCO", file):
+            return (CustomCOCOEvaluator if two_groups else COCOEvaluator)(name, output_dir=output_dir)
     if kind == "oid":
         return OIDEvaluator(name, cfg, True, output_dir)
     raise InputError(f"data set {name} has the evaluator_type {kind!r}, expected coco, lvis or oid in its metadata")
@@ -129,14 +129,36 @@ def _test_on(cfg: CfgNode, model: nn.Module, name: str) -> dict[str, Any]:
     mapper = None
     if cfg.INPUT.TEST_INPUT_TYPE != "default":
         mapper = DatasetMapper(cfg, False, augmentations=build_custom_augmentation(cfg, False))
-    loader = build_detection_test_loader(cfg, name, mapper=mapper)
+    with explained_data():
+        loader = build_detection_test_loader(cfg, name, mapper=mapper)
     evaluator = build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, f"inference_{name}"))
     tested = _with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else model
-    results = inference_on_dataset(tested, loader, evaluator) or {}
+    results = inference_on_dataset(tested, loader, _Explained(evaluator, name)) or {}
     if comm.is_main_process():
         _log.info("results on %s in csv format:", name)
         print_csv_format(results)
     return dict(results)
+
+
+class _Explained(DatasetEvaluator):
+    """An evaluator for which annotations that turn out wrong when results are compared are bad input."""
+
+    def __init__(self, evaluator: DatasetEvaluator, name: str) -> None:
+        self._evaluator, self._name = evaluator, name
+
+    def reset(self) -> None:
+        self._evaluator.reset()
+
+    def process(self, inputs: Any, outputs: Any) -> None:
+        self._evaluator.process(inputs, outputs)
+
+    def evaluate(self) -> Any:
+        with explained_data(f"data set {self._name} cannot be evaluated", _annotations_of(self._name)):
+            return self._evaluator.evaluate()
+
+
+def _annotations_of(name: str) -> str:
+    return str(MetadataCatalog.get(name).get("json_file") or "")
 
 
 def _with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:

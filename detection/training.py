@@ -39,7 +39,7 @@ from prompt_pretrain.errors import InputError
 from prompt_pretrain.interruption import StopSignal
 from prompt_pretrain.metrics_log import drop_rows_from
 from prompt_pretrain.pretrain import TrainingInterrupted
-from prompt_pretrain.process_watch import ProcessWatch
+from prompt_pretrain.process_watch import ProcessWatch, watched_evaluation
 from prompt_pretrain.run_setup import forget_earlier_run
 from prompt_pretrain.schedule_scaling import scale_schedule
 
@@ -51,6 +51,7 @@ WRITE_PERIOD = 20  # iterations between two lines of the log and of metrics.json
 ROLLING_CHECKPOINT_SECONDS = 900.0
 _ROLLING = "latest_"  # start of the names of checkpoints that the next one replaces
 _ADVICE = "Run the same command with --resume to continue from the last checkpoint"
+_ADVICE_EVALUATION = "Run the same command with --resume to evaluate the trained model"
 
 
 def run(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
@@ -61,6 +62,7 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         InputError: weights that are missing, or numbers of classes that disagree; before the model is built.
         TrainingInterrupted: a signal asked the run to stop, and its state is saved.
+        LostProcessError: another process is gone.
     """
     name = Path(args.config_file).stem if args.config_file else "custom"
     resuming = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
@@ -72,11 +74,13 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     model = build_model(cfg)
     if args.eval_only:
         _load_for_evaluation(cfg, model, resume=args.resume)
-        return do_test(cfg, model, config_name=name)
+        with watched_evaluation(0, "Run the same command again", model):
+            return do_test(cfg, model, config_name=name)
     if not args.resume:
         forget_earlier_run(cfg.OUTPUT_DIR)
     do_train(cfg, _distributed(cfg, model), resume=args.resume, config_name=name)
-    return do_test(cfg, model, config_name=name)
+    with watched_evaluation(_total_iterations(cfg), _ADVICE_EVALUATION, model):
+        return do_test(cfg, model, config_name=name)
 
 
 def do_train(cfg: CfgNode, model: nn.Module, *, resume: bool = False, config_name: str = "custom") -> None:
@@ -99,7 +103,7 @@ def do_train(cfg: CfgNode, model: nn.Module, *, resume: bool = False, config_nam
         reset_cls_test(model, cfg.MODEL.TRAIN_CLASSIFIERS, cfg.MODEL.TRAIN_NUM_CLASSES)
     trainer = _Trainer(cfg, model)
     start = trainer.restore(resume)
-    max_iter = cfg.SOLVER.TRAIN_ITER if cfg.SOLVER.TRAIN_ITER >= 0 else cfg.SOLVER.MAX_ITER
+    max_iter = _total_iterations(cfg)
     if start >= max_iter:
         _log.info("nothing to train: iteration %d of %d is done", start, max_iter)
         return
@@ -278,6 +282,11 @@ def _distributed(cfg: CfgNode, model: nn.Module) -> nn.Module:
         broadcast_buffers=False,
         find_unused_parameters=cfg.FIND_UNUSED_PARAM,
     )
+
+
+def _total_iterations(cfg: CfgNode) -> int:
+    """The number of iterations of the whole training."""
+    return cfg.SOLVER.TRAIN_ITER if cfg.SOLVER.TRAIN_ITER >= 0 else cfg.SOLVER.MAX_ITER
 
 
 def _evaluate(cfg: CfgNode, model: nn.Module, storage: EventStorage, config_name: str) -> None:

@@ -39,7 +39,10 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
         if reason:
             return _complain(where + reason, 1)
         if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
-            return _complain(f"{where}{os.strerror(error.errno or errno.ENOENT)}", 2)
+            # One that a process of a data loader met has come here as text.
+            known = error.errno is not None or not str(error)
+            text = os.strerror(error.errno or errno.ENOENT) if known else str(error).strip().splitlines()[-1]
+            return _complain(where + text, 2)
         raise
 
 

@@ -38,6 +38,7 @@ from prompt_pretrain.feature_source import (
 from prompt_pretrain.label_hierarchy import LabelHierarchy, read_hierarchy
 from prompt_pretrain.local_contrast import local_correction
 from prompt_pretrain.pretrain import PretrainResult, Progress, PromptPretrainer
+from prompt_pretrain.process_watch import watched_evaluation
 from prompt_pretrain.prompt import SoftPrompt, load_prompt
 from prompt_pretrain.prompt_loss import PromptLoss
 from prompt_pretrain.prompt_tokens import PromptTokens, tokenize_prompts
@@ -287,10 +288,11 @@ def _run(cfg: CfgNode, run: RunFolder, device: torch.device, progress: Progress 
     result = trainer.train(state)
     tests = {}
     if not cfg.TEST.NO_TEST:
-        images = features.evaluation(getattr(data, cfg.TEST.SPLIT), "raise")
-        for name, path in (("best", result.best_prompt), ("last", result.last_prompt)):
-            kept = distributed.broadcast_object(load_prompt(path) if distributed.is_main_process() else None)
-            tests[name] = classify(kept.to(device), images)  # type: ignore[attr-defined]
+        with watched_evaluation(trainer.step, trainer.watch.advice):
+            images = features.evaluation(getattr(data, cfg.TEST.SPLIT), "raise")
+            for name, path in (("best", result.best_prompt), ("last", result.last_prompt)):
+                kept = distributed.broadcast_object(load_prompt(path) if distributed.is_main_process() else None)
+                tests[name] = classify(kept.to(device), images)  # type: ignore[attr-defined]
     report = PretrainReport(result, run.root, cfg.TEST.SELECTION, cfg.TEST.SPLIT, tests)
     if distributed.is_main_process():
         write_json(run.root / "results.json", results_json(report, trainer.history))

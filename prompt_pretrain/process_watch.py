@@ -13,7 +13,8 @@ import socket
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
@@ -24,12 +25,14 @@ from torch import nn
 from prompt_pretrain import distributed
 from prompt_pretrain.errors import LostProcessError
 
-__all__ = ["ProcessWatch"]
+__all__ = ["ProcessWatch", "watched_evaluation"]
 
 logger = logging.getLogger(__name__)
 
 # Errors by which a collective call reports that another process is gone or does not answer.
 _BROKEN_CONNECTION = re.compile(r"gloo|nccl|connection|socket|timed out|timeout|store|broken pipe|recv", re.IGNORECASE)
+_EVALUATION = "evaluation"
+_SILENCE_OF_METRICS = 1800.0  # seconds; compiled code that computes a metric may let no other thread run for long
 _RUNNING, _FAILED, _LEAVING, _DONE = "running", "failed", "leaving", "done"
 
 
@@ -61,7 +64,7 @@ class ProcessWatch:
         patience: float = 15.0,
         stalled: float = 300.0,
     ) -> None:
-        self._advice, self._orderly = advice, orderly
+        self.advice, self._orderly = advice, orderly
         self._interval, self._silence, self._patience, self._stalled = interval, silence, patience, stalled
         self._step, self._phase, self._state, self._reason = 0, "start", _RUNNING, ""
         self._lost: str | None = None
@@ -124,7 +127,10 @@ class ProcessWatch:
             raise LostProcessError(self._lost)
 
     def follow(self, model: nn.Module) -> None:
-        """Say "forward" before and "backward" behind each call of ``model`` in training, at the step told last."""
+        """Say "forward" before and "backward" behind each call of ``model`` in training, at the step told last.
+
+        In the phase "evaluation", say how many batches the model had.
+        """
         if self._thread is not None:
             self._hooks.append(model.register_forward_pre_hook(lambda module, _: self._pass(module, "forward")))
             self._hooks.append(model.register_forward_hook(lambda module, *_: self._pass(module, "backward")))
@@ -132,6 +138,9 @@ class ProcessWatch:
     def _pass(self, module: nn.Module, phase: str) -> None:
         if module.training:
             self.at(self._step, phase)
+        elif phase == "forward" and self._phase.startswith(_EVALUATION):
+            count = self._phase.removeprefix(f"{_EVALUATION}, batch ")
+            self.at(self._step, f"{_EVALUATION}, batch {int(count) + 1 if count.isdecimal() else 1}")
 
     # -- the store ---------------------------------------------------------------------------------------------------
 
@@ -239,7 +248,7 @@ class ProcessWatch:
     def _message(self, rank: int, news: dict[str, Any], what: str) -> str:
         return (
             f"process {rank} of {self._world} {what}: it was at step {news['step']}, phase {news['phase']}; process "
-            f"{self._rank} stops at step {self._step}, phase {self._phase}. {self._advice}"
+            f"{self._rank} stops at step {self._step}, phase {self._phase}. {self.advice}"
         )
 
     def _message_of_first(self) -> str:
@@ -265,6 +274,22 @@ class ProcessWatch:
             return
         _say(message)
         os._exit(1)
+
+
+@contextmanager
+def watched_evaluation(step: int, advice: str, model: nn.Module | None = None) -> Iterator[None]:
+    """A :class:`ProcessWatch` of an evaluation that belongs to no training step, or comes behind the last one.
+
+    Args:
+        step: steps of the training that are done.
+        advice: how to go on, the end of the message.
+        model: to tell by its batches how far the evaluation is.
+    """
+    with ProcessWatch(advice, silence=_SILENCE_OF_METRICS) as watch:
+        watch.at(step, _EVALUATION)
+        if model is not None:
+            watch.follow(model)
+        yield
 
 
 def _say(message: str) -> None:

@@ -111,18 +111,26 @@ def is_missing_file(path: str) -> bool:
 
 
 @contextmanager
-def explained_data() -> Iterator[None]:
-    """Inside of it, what detectron2's loaders say of a wrong annotation file becomes an :class:`InputError`.
+def explained_data(what: str = "the data set cannot be loaded", file: str = "") -> Iterator[None]:
+    """Inside of it, what detectron2 says of a wrong annotation file becomes an :class:`InputError`.
 
-    The bundled one raises an error that is a ValueError, a KeyError and an AssertionError; the real one any of these.
+    The bundled loaders raise an error that is a ValueError, a KeyError and an AssertionError; the real ones any of
+    these, and the packages that read annotations for an evaluation a KeyError of nothing but the missing key.
+
+    Args:
+        what: begins the message.
+        file: the annotation file, for errors that name none.
     """
     try:
         yield
     except InputError:
         raise
     except (ValueError, KeyError, AssertionError) as error:
-        text = error.args[0] if type(error) is KeyError and error.args else error
-        raise InputError(f"the data set cannot be loaded: {text}") from error
+        text = str(error.args[0]) if type(error) is KeyError and error.args else str(error)
+        if type(error) is KeyError and " " not in text:
+            text = f"an entry has no {text!r}, which is needed; write the file again"
+        where = f"{file}: " if file and file not in text else ""
+        raise InputError(f"{what}: {where}{text}") from error
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from prompt_pretrain.prompt import SoftPrompt
 from prompt_pretrain.run_setup import choose_device, explained_loading, find_config_file
 from prompt_pretrain.vocabulary import Vocabulary, clean_class_name, load_vocabulary
 from segmentation.checkpoint import SegmentationCheckpointer
+from segmentation.class_argmax import argmax_over_classes
 from segmentation.class_counts import classes_of, seen_flags_of
 from segmentation.class_embedding_hook import resolve_class_embeddings_of
 from segmentation.clip_adapter import ClipAdapter
@@ -232,7 +233,7 @@ class Segmenter(Predictor[SegmentationResult]):
         inputs = [{**entry, "image": entry["image"].to(self.device)} for entry in entries]
         return [
             SegmentationResult(
-                self._class_scores(output["sem_seg"]).argmax(0).cpu(),
+                argmax_over_classes(self._class_scores(output["sem_seg"])).cpu(),
                 self.class_names,
                 str(entry["source"]),
                 int(entry["index"]),

@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from prompt_pretrain.atomic_files import atomic_writer, write_json
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.metrics_log import finite_or_none
+from prompt_pretrain.run_setup import explained_data
 from segmentation.class_embedding_hook import use_vocabulary
 from segmentation.data import build_test_loader
 from segmentation.evaluation import (
@@ -98,7 +99,10 @@ def build_evaluator(cfg: CfgNode, name: str, output_dir: str) -> DatasetEvaluato
     if kind == "classification":
         return ClassificationEvaluator(name, output_dir=output_dir)
     if kind == "coco":
-        return COCOEvaluator(name, output_dir=output_dir)
+        with explained_data(
+            f"data set {name} cannot be evaluated", str(MetadataCatalog.get(name).get("json_file") or "")
+        ):
+            return COCOEvaluator(name, output_dir=output_dir)
     raise InputError(
         f"data set {name} has the evaluator_type {kind!r}, expected one of {', '.join(_SEMANTIC)}, classification or "
         "coco in its metadata"

@@ -31,7 +31,7 @@ from prompt_pretrain.errors import InputError
 from prompt_pretrain.interruption import StopSignal
 from prompt_pretrain.metrics_log import drop_rows_from
 from prompt_pretrain.pretrain import TrainingInterrupted
-from prompt_pretrain.process_watch import ProcessWatch
+from prompt_pretrain.process_watch import ProcessWatch, watched_evaluation
 from prompt_pretrain.run_setup import explained_loading, forget_earlier_run
 from prompt_pretrain.sample_randomness import random_numbers_of
 from prompt_pretrain.schedule_scaling import scale_schedule
@@ -65,6 +65,7 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         InputError: weights that are missing, or numbers of classes that disagree; before the model is built.
         TrainingInterrupted: a signal asked the run to stop, and its state is saved.
+        LostProcessError: another process is gone.
     """
     file = Path(args.config_file) if args.config_file else Path("custom")
     name = f"{file.parent.name}/{file.stem}"
@@ -75,7 +76,8 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     if args.eval_only:
         model = build_model(cfg)
         load_for_evaluation(cfg, model, resume=args.resume)
-        results = do_test(cfg, model, config_name=name)
+        with watched_evaluation(0, "Run the same command again", model):
+            results = do_test(cfg, model, config_name=name)
         if comm.is_main_process():
             verify_results(cfg, results)
         return results
@@ -85,7 +87,8 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     trainer.resume_or_load(resume=args.resume)
     if trainer.start_iter >= trainer.max_iter:
         _log.info("nothing to train: iteration %d of %d is done", trainer.start_iter, trainer.max_iter)
-        return do_test(cfg, trainer.model, config_name=name)
+        with watched_evaluation(trainer.max_iter, _ADVICE, trainer.model):
+            return do_test(cfg, trainer.model, config_name=name)
     trainer.train()
     write_report(cfg, trainer.last_results, name)
     return next(iter(trainer.last_results.values())) if len(trainer.last_results) == 1 else trainer.last_results

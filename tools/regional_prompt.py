@@ -6,10 +6,11 @@
     python tools/regional_prompt.py embed --model output/regional/prompt_learner/model.pth.tar-6 \\
         --annotations lvis_v1_train.json --output lvis_regional.safetensors
 
-Every step takes up what an interrupted call of it left.
+Every step takes up what an interrupted call of it left, and runs as one process; the training also under torchrun.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            f"{os.environ['WORLD_SIZE']} processes were started, but each step of regional_prompt is for one; torchrun "
+            "is for the training between them, tools/pretrain_prompt.py"
+        )
     return args.run(args) or 0
 
 

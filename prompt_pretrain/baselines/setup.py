@@ -37,6 +37,7 @@ from prompt_pretrain.pretraining_setup import (
     version_of,
     write_config,
 )
+from prompt_pretrain.process_watch import watched_evaluation
 from prompt_pretrain.run_folder import RunFolder, default_run_folder
 
 
@@ -155,9 +156,10 @@ def _run(cfg: CfgNode, run: RunFolder, device: torch.device, progress: Progress 
     result = trainer.train(state)
     tests = {}
     if not cfg.TEST.NO_TEST:
-        images = read(getattr(data, cfg.TEST.SPLIT), "raise")
-        for name, path in (("best", result.best_prompt), ("last", result.last_prompt)):
-            tests[name] = evaluated(load_learner(path, clip), images)
+        with watched_evaluation(trainer.step, trainer.watch.advice):
+            images = read(getattr(data, cfg.TEST.SPLIT), "raise")
+            for name, path in (("best", result.best_prompt), ("last", result.last_prompt)):
+                tests[name] = evaluated(load_learner(path, clip), images)
     report = PretrainReport(result, run.root, cfg.TEST.SELECTION, cfg.TEST.SPLIT, tests)
     if distributed.is_main_process():
         write_json(run.root / "results.json", results_json(report, trainer.history))

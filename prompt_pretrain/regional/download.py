@@ -15,13 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prompt_pretrain.atomic_files import write_json
 from prompt_pretrain.classification.decoding import ImageError, open_image
 from prompt_pretrain.errors import InputError
-from prompt_pretrain.regional.fetching import FetchLimits, ImageFetchError, fetch_image
+from prompt_pretrain.regional.fetching import FetchLimits, ImageFetchError, check_size, fetch_image
 from prompt_pretrain.regional.image_files import save_jpeg
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 BACKENDS = ("auto", "img2dataset", "own")
 SHARD = "00000"
 RECORDS = "records.jsonl"
+_ADMITTED = "addresses.txt"  # what img2dataset is given
 _RANK_DIGITS = 9
 
 
@@ -70,7 +72,8 @@ def download(
         quota: images wanted of each class; lower ranks take the places of those that fail. 0 tries all addresses.
         web_folder: addresses are paths below this folder instead of the web.
         backend: ``img2dataset``; ``own``, the downloader of this module; ``auto``: the first where it is installed.
-            img2dataset tries all addresses, and knows no limit of bytes.
+            img2dataset tries all addresses. It knows no limit of bytes, so each address is asked before how many it
+            would send; those that send too many, or do not say, are left out.
         workers: downloads at a time.
         retry_failed: ask again where an earlier call failed.
         earlier: outputs of other downloads; an image that one of them has of the same class and address is copied.
@@ -93,7 +96,7 @@ def download(
             urls = list(dict.fromkeys(filter(None, map(str.strip, file.read_text(encoding="utf-8").splitlines()))))
             known = {record.url: record for record in read_records(target) if record.status == "ok" or not retry_failed}
             if backend == "img2dataset":
-                records = _with_img2dataset(file, target, urls, known, limits, workers)
+                records = _with_img2dataset(target, urls, known, limits, workers, pool)
             else:
                 folder = None if web_folder is None else Path(web_folder)
                 had = _images_by_url([Path(place) / file.stem for place in earlier])
@@ -225,16 +228,42 @@ def _torn(path: Path) -> bool:
 
 
 def _with_img2dataset(
-    file: Path, target: Path, urls: Sequence[str], known: Mapping[str, Record], limits: FetchLimits, workers: int
+    target: Path,
+    urls: Sequence[str],
+    known: Mapping[str, Record],
+    limits: FetchLimits,
+    workers: int,
+    pool: ThreadPoolExecutor,
 ) -> list[Record]:
-    """Let img2dataset download the list, then check what it wrote as :func:`fetch_image` would."""
+    """Let img2dataset download what is not too large, then check what it wrote as :func:`fetch_image` would."""
     if all(url in known for url in urls):
         return [known[url] for url in urls]
+    target.mkdir(parents=True, exist_ok=True)
+    refusals = dict(zip(urls, pool.map(partial(_refusal, limits=limits), urls), strict=True))
+    admitted = [url for url in urls if not refusals[url]]
+    if admitted:
+        (target / _ADMITTED).write_text("".join(f"{url}\n" for url in admitted), encoding="utf-8")
+        _run_img2dataset(target, len(admitted), limits, workers)
+    records = _records_of_img2dataset(target, urls, refusals)
+    with open(target / RECORDS, "w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records)
+    return records
+
+
+def _refusal(url: str, limits: FetchLimits) -> str:
+    """Why img2dataset must not be given an address; "" if it may."""
+    try:
+        check_size(url, limits)
+    except ImageFetchError as error:
+        return str(error)
+    return ""
+
+
+def _run_img2dataset(target: Path, count: int, limits: FetchLimits, workers: int) -> None:
     from img2dataset import download as run
 
-    target.mkdir(parents=True, exist_ok=True)
     run(
-        url_list=str(file),
+        url_list=str(target / _ADMITTED),
         input_format="txt",
         output_folder=str(target),
         output_format="files",
@@ -247,17 +276,13 @@ def _with_img2dataset(
         timeout=limits.timeout,
         retries=limits.retries,
         min_image_size=limits.min_side,
-        number_sample_per_shard=len(urls),
+        number_sample_per_shard=count,
         compute_hash="sha256",
         incremental_mode="incremental",
     )
-    records = _records_of_img2dataset(target, urls)
-    with open(target / RECORDS, "w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records)
-    return records
 
 
-def _records_of_img2dataset(target: Path, urls: Sequence[str]) -> list[Record]:
+def _records_of_img2dataset(target: Path, urls: Sequence[str], refusals: Mapping[str, str]) -> list[Record]:
     told: dict[str, Any] = {}
     for path in sorted((target / SHARD).glob("*.json")):
         with suppress(ValueError):
@@ -268,7 +293,7 @@ def _records_of_img2dataset(target: Path, urls: Sequence[str]) -> list[Record]:
         path, content = told.get(url, (None, {}))
         image = path.with_suffix(".jpg") if path is not None else None
         if image is None or not image.is_file():
-            reason = str(content.get("error_message") or "img2dataset gave no image")
+            reason = refusals[url] or str(content.get("error_message") or "img2dataset gave no image")
             records.append(Record(rank, url, "failed", reason))
             continue
         try:

@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,10 +102,23 @@ def fetch_bytes(url: str, limits: FetchLimits) -> bytes:
     Raises:
         ImageFetchError: not within the limits.
     """
+    return _retry(url, limits, _read)
+
+
+def check_size(url: str, limits: FetchLimits) -> None:
+    """Ask an address how many bytes it would send, for a downloader that reads them all; nothing is read.
+
+    Raises:
+        ImageFetchError: too many, it does not say, or no image.
+    """
+    _retry(url, limits, _check_length)
+
+
+def _retry(url: str, limits: FetchLimits, read: "_Reader") -> Any:
     wait = limits.retry_wait
     for attempt in range(limits.retries + 1):
         try:
-            return _attempt(url, limits)
+            return _attempt(url, limits, read)
         except ImageFetchError as error:
             if not error.passing or attempt == limits.retries:
                 raise
@@ -114,7 +127,7 @@ def fetch_bytes(url: str, limits: FetchLimits) -> bytes:
     raise AssertionError("unreachable")
 
 
-def _attempt(url: str, limits: FetchLimits) -> bytes:
+def _attempt(url: str, limits: FetchLimits, read: "_Reader") -> Any:
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ImageFetchError("no http or https address")
@@ -123,7 +136,7 @@ def _attempt(url: str, limits: FetchLimits) -> bytes:
             quoted = urllib.parse.quote(url, safe=":/?#[]@!$&'()*+,;=%~-._")  # lists hold blanks and foreign letters
             request = urllib.request.Request(quoted, headers={"User-Agent": _AGENT, "Accept": "image/*"})
             with _opener(watch).open(request, timeout=limits.timeout) as answer:
-                return _read(answer, limits, watch)
+                return read(answer, limits, watch)
         except ImageFetchError:
             raise
         except urllib.error.HTTPError as error:
@@ -136,13 +149,24 @@ def _attempt(url: str, limits: FetchLimits) -> bytes:
             raise _as_fetch_error(error, limits) from error
 
 
-def _read(answer: Any, limits: FetchLimits, watch: "_Watch") -> bytes:
+def _stated_length(answer: Any, limits: FetchLimits) -> int | None:
+    """Bytes that are to come, None where the server does not say; an error for too many, or no image."""
     kind = answer.headers.get_content_type() if answer.headers.get("Content-Type") else ""
     if not kind.startswith("image/") and kind not in _BINARY_TYPES:
         raise ImageFetchError(f"content type {kind}, no image")
     length = answer.headers.get("Content-Length", "")
     if length.isdigit() and int(length) > limits.max_bytes:
         raise ImageFetchError(f"{int(length):,} bytes, more than {limits.max_bytes:,}")
+    return int(length) if length.isdigit() else None
+
+
+def _check_length(answer: Any, limits: FetchLimits, watch: "_Watch") -> None:
+    if _stated_length(answer, limits) is None:
+        raise ImageFetchError("the server does not say how many bytes it sends; the own downloader can limit them")
+
+
+def _read(answer: Any, limits: FetchLimits, watch: "_Watch") -> bytes:
+    length = _stated_length(answer, limits)
     parts, size = [], 0
     while chunk := answer.read1(_CHUNK):
         size += len(chunk)
@@ -151,8 +175,8 @@ def _read(answer: Any, limits: FetchLimits, watch: "_Watch") -> bytes:
         parts.append(chunk)
     if watch.expired:
         raise ImageFetchError(f"not finished after {limits.total_seconds:g} s", passing=True)
-    if length.isdigit() and size < int(length):
-        raise ImageFetchError(f"broken off after {size:,} of {int(length):,} bytes", passing=True)
+    if length is not None and size < length:
+        raise ImageFetchError(f"broken off after {size:,} of {length:,} bytes", passing=True)
     return b"".join(parts)
 
 
@@ -186,6 +210,9 @@ class _Watch:
             for connection in self._sockets:
                 with suppress(Exception):
                     connection.shutdown(socket.SHUT_RDWR)
+
+
+_Reader = Callable[[Any, FetchLimits, _Watch], Any]
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from mask_former.data.dataset_mappers.mask_former_semantic_dataset_mapper import
 from mask_former.data.label_maps import LabelMapError
 from prompt_pretrain.accumulation import number_of_parts
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.run_setup import explained_data
 from prompt_pretrain.training_loader import TrainingLoader, group_indices, share_of_process
 from segmentation.data.binary_mapper import MaskFormerBinarySemanticDatasetMapper
 from segmentation.data.checked_mapper import CheckedMapper
@@ -36,17 +37,15 @@ def get_records(name: str, *, filter_empty: bool = False) -> list[dict[str, Any]
     """Records of a registered data set, each with ``meta = {"dataset_name": name}``.
 
     Raises:
-        InputError: the name is not registered, or the data set is empty.
+        InputError: the name is not registered, the data set is empty, or its annotations are wrong.
     """
     if name not in DatasetCatalog.list():
         raise InputError(
             f"data set {name!r} of DATASETS.TRAIN or DATASETS.TEST is not registered; known are "
             f"{', '.join(sorted(DatasetCatalog.list()))}"
         )
-    try:
+    with explained_data(f"data set {name!r} of DATASETS.TRAIN or DATASETS.TEST cannot be used"):
         records = get_detection_dataset_dicts(name, filter_empty=filter_empty)
-    except AssertionError as error:  # so detectron2 says that it is empty
-        raise InputError(f"data set {name!r} of DATASETS.TRAIN or DATASETS.TEST cannot be used: {error}") from error
     for record in records:
         assert "meta" not in record, f"a record of data set {name!r} has a 'meta' already"
     return [{**record, "meta": {"dataset_name": name}} for record in records]

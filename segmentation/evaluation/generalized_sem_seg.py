@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from prompt_pretrain.atomic_files import atomic_writer
 from prompt_pretrain.errors import InputError
+from segmentation.class_argmax import argmax_over_classes
 from segmentation.evaluation.confusion import ConfusionMatrix, mean_iou_of_present_classes, segmentation_metrics
 from segmentation.evaluation.label_maps import GroundTruthMaps
 
@@ -27,6 +29,7 @@ __all__ = ["GeneralizedSemSegEvaluator"]
 logger = logging.getLogger(__name__)
 
 PREDICTIONS_FILE = "sem_seg_predictions.json"
+_PART = f".{PREDICTIONS_FILE}.rank"  # begins the names of the parts of processes; rank and a random number follow
 REJECTED = 255  # category id of rejected pixels in the file of predictions
 
 
@@ -66,6 +69,7 @@ class GeneralizedSemSegEvaluator(DatasetEvaluator):
         self._output_dir = Path(output_dir) if output_dir else None
         self._post_process = post_process_func
         self._file: IO[str] | None = None
+        self._part = ""
         self.reset()
 
     @property
@@ -79,7 +83,11 @@ class GeneralizedSemSegEvaluator(DatasetEvaluator):
             self._file = None
         if self._output_dir is not None:
             self._output_dir.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._part(comm.get_rank()), "w", encoding="utf-8")  # noqa: SIM115  open over many calls
+            self._remove_abandoned(self._output_dir)
+            # A name of its own: nobody takes what an evaluation that was killed left behind for a part of this one.
+            name = f"{_PART}{comm.get_rank()}.{uuid.uuid4().hex}"
+            self._file = open(self._output_dir / name, "w", encoding="utf-8")  # noqa: SIM115  open over many calls
+            self._part = name
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
         """Count the pixels of a batch.
@@ -109,7 +117,7 @@ class GeneralizedSemSegEvaluator(DatasetEvaluator):
 
     def predict_labels(self, scores: Tensor, ground_truth: Tensor) -> Tensor:
         """(H, W) labels from scores (C, H, W); ``ground_truth`` is there for evaluators that use what is known."""
-        return scores.argmax(0)
+        return argmax_over_classes(scores)
 
     def encode(self, labels: np.ndarray, file_name: str) -> Iterator[dict[str, Any]]:
         """Run-length encodings of a label map (H, W), class by class."""
@@ -136,38 +144,51 @@ class GeneralizedSemSegEvaluator(DatasetEvaluator):
         if self._file is not None:
             self._file.close()
             self._file = None
-        counts = self._confusion.counts()
+        counts, names = self._confusion.counts(), [self._part]
         if self._distributed:
-            comm.synchronize()
-            parts = comm.all_gather(counts)
+            gathered = comm.all_gather((counts, self._part))
             if not comm.is_main_process():
                 return None
+            parts, names = map(list, zip(*gathered, strict=True))
             counts = sum(parts[1:], parts[0])
         self.confusion_matrix = counts
         results = segmentation_metrics(counts, self._ground_truth.class_names, self._evaluation_sets)
         if self._output_dir is not None:
-            self._merge_predictions(self._output_dir / PREDICTIONS_FILE)
+            self._merge_predictions(self._output_dir / PREDICTIONS_FILE, [self._output_dir / name for name in names])
             with atomic_writer(self._output_dir / "sem_seg_evaluation.pth") as file:
                 torch.save(results, file)
         logger.info("mIoU over present classes only, as detectron2 has it: %.4f", mean_iou_of_present_classes(counts))
         logger.info("%s", {name: value for name, value in results.items() if not name.startswith(("IoU-", "ACC-"))})
         return OrderedDict({"sem_seg": results})
 
-    def _part(self, rank: int) -> Path:
-        assert self._output_dir is not None
-        return self._output_dir / f".{PREDICTIONS_FILE}.rank{rank}"
+    def _remove_abandoned(self, folder: Path) -> None:
+        """Remove what killed evaluations left: parts of this rank, and of ranks that this run does not have."""
+        for path in folder.glob(f"{_PART}*.*"):
+            rank = path.name.removeprefix(_PART).partition(".")[0]
+            if rank.isdecimal() and (int(rank) == comm.get_rank() or int(rank) >= comm.get_world_size()):
+                path.unlink(missing_ok=True)
 
-    def _merge_predictions(self, path: Path) -> None:
-        ranks = range(comm.get_world_size()) if self._distributed else [comm.get_rank()]
+    def _merge_predictions(self, path: Path, parts: Sequence[Path]) -> None:
+        """Write the parts of all processes to one file, and delete them.
+
+        Raises:
+            InputError: a part is not there.
+        """
+        missing = next((part for part in parts if not part.exists()), None)
+        if missing is not None:
+            raise InputError(
+                f"{missing}, the predictions of one process, cannot be seen by the first; set OUTPUT_DIR to a folder "
+                "that all machines share"
+            )
         separator = "["
         with atomic_writer(path, "w") as target:
-            for part in map(self._part, ranks):
+            for part in parts:
                 with open(part, encoding="utf-8") as lines:
                     for line in lines:
                         target.write(separator + line.rstrip("\n"))
                         separator = ",\n"
             target.write("]" if separator != "[" else "[]")
-        for part in map(self._part, ranks):
+        for part in parts:
             os.unlink(part)
 
     def _check_shape(self, record: dict[str, Any], scores: Tensor, ground_truth: Tensor) -> None:

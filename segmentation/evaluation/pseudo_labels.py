@@ -8,6 +8,7 @@ from torch import Tensor
 
 from detectron2.data import MetadataCatalog
 from prompt_pretrain.errors import InputError
+from segmentation.class_argmax import max_over_classes
 from segmentation.evaluation.generalized_sem_seg import GeneralizedSemSegEvaluator
 
 __all__ = ["GeneralizedPseudoSemSegEvaluator"]
@@ -52,7 +53,7 @@ class GeneralizedPseudoSemSegEvaluator(GeneralizedSemSegEvaluator):
         seen = self._seen.to(scores.device)
         if self._with_prior:
             scores = scores.softmax(0) * (1 - seen)[:, None, None]
-        confidence, labels = scores.max(0)
+        confidence, labels = max_over_classes(scores)
         labels[confidence < self._reject_threshold] = self.num_classes
         known = torch.cat([seen, seen.new_zeros(1)])[ground_truth] > 0  # an ignored pixel is not known
         return torch.where(known, ground_truth, labels)

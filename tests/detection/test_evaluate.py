@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from detection.task import add_config
 from detection.zero_shot_classifier import ZeroShotClassifier
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
 from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, Instances
 from prompt_pretrain.errors import InputError
 from tests.detection.tiny_runs import CLASS_NAMES, WIDTH, write_embeddings, write_pictures
 
@@ -50,6 +53,52 @@ def test_evaluator_follows_the_type_of_the_data_set(data_set: str, tmp_path: Pat
 def test_set_with_unseen_classes_has_the_evaluator_for_them(data_set: str, tmp_path: Path) -> None:
     MetadataCatalog.get(data_set).set(seen_classes=list(CLASS_NAMES[:2]), unseen_classes=list(CLASS_NAMES[2:]))
     assert isinstance(build_evaluator(config(), data_set, str(tmp_path)), CustomCOCOEvaluator)
+
+
+class OneBox(nn.Module):
+    """The same box and mask in every image."""
+
+    def forward(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        found = []
+        for record in batch:
+            size = (record["height"], record["width"])
+            fields = {"scores": torch.ones(1), "pred_classes": torch.zeros(1, dtype=torch.int64)}
+            box = Boxes(torch.tensor([[1.0, 1, 20, 20]]))
+            masks = torch.ones(1, *size, dtype=torch.bool)
+            found.append({"instances": Instances(size, pred_boxes=box, pred_masks=masks, **fields)})
+        return found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        (
+            '"images": [',
+            '"images": 3, "others": [',
+            "the data set cannot be loaded: .*pictures.json: 'images' is a int",
+        ),
+        ('"area": 480, ', "", "evaluate_set cannot be evaluated as COCO: .*pictures.json: annotation 1 has no 'area'"),
+        ('"area": 480', '"area": "x"', "annotation 1 of image 1 has the area 'x'; expected numbers"),
+        ('"annotations": [{"id": 1, ', '"annotations": [{', "pictures.json: an entry has no 'id', which is needed"),
+        # Not until masks are compared.
+        (
+            '"segmentation": [[',
+            '"segmentation": [null, [',
+            "set evaluate_set cannot be evaluated: .*of annotation 1 holds",
+        ),
+    ],
+)
+def test_a_wrong_annotation_file_is_bad_input(data_set: str, old: str, new: str, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "pictures.json"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    DatasetCatalog.remove(data_set)  # which knows no file
+    DatasetCatalog.register(data_set, lambda: load_coco_json(str(path), str(tmp_path), data_set))
+    cfg = config()
+    cfg.DATASETS.TEST, cfg.OUTPUT_DIR, cfg.DATALOADER.NUM_WORKERS = (data_set,), str(tmp_path), 0
+    with pytest.raises(InputError, match=problem):
+        do_test(cfg, OneBox().eval())
 
 
 def test_unknown_type_is_an_error(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 from detection import training
 from detection.custom_data import TEST_NAME, TRAIN_NAME
 from detection.setup import setup
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.pretrain import TrainingInterrupted
@@ -167,6 +170,34 @@ def test_processes_with_data_sets_of_different_kinds(runs: Path) -> None:
     alone = json.loads((runs / "1x2/mixed/kinds0.json").read_text())
     assert alone == [kind for step in zip(*kinds, strict=True) for kind in step]
     assert_same(runs / "2x1/mixed", runs / "1x2/mixed")
+
+
+def dying_worker(rank: int, folder: Path, arguments: list[str]) -> None:
+    from detectron2.utils import comm
+
+    comm.create_local_process_group(2)
+    sys.stderr = (folder / f"stderr{rank}").open("w")
+    evaluate = training.do_test
+
+    def evaluate_and_die(cfg: CfgNode, model: torch.nn.Module, **options: object) -> object:
+        if rank == 1:
+            model.register_forward_hook(lambda *_: time.sleep(0.3) or os.kill(os.getpid(), signal.SIGKILL))
+        return evaluate(cfg, model, **options)
+
+    training.do_test = evaluate_and_die
+    train("plain", arguments)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_in_the_last_evaluation_is_named(tmp_path: Path) -> None:
+    arguments = command(tmp_path, *FIXED, *CASES["plain"])
+    codes = processes.exit_codes(processes.start_ranks(dying_worker, 2, tmp_path, arguments))
+    assert codes == [1, -signal.SIGKILL]
+    said = (tmp_path / "stderr0").read_text()
+    assert said.startswith(
+        "error: process 1 of 2 is gone: it was at step 2, phase evaluation, batch 1; process 0 stops at step 2, phase "
+    )
+    assert "Run the same command with --resume to evaluate the trained model" in said
 
 
 @pytest.mark.parametrize(

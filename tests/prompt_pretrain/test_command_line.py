@@ -18,6 +18,7 @@ def raising(error: BaseException):
     [
         (InputError("key X is 3;\n expected 4"), 2, "error: key X is 3; expected 4\n"),
         (FileNotFoundError(errno.ENOENT, "No such file", "a.yaml"), 2, "error: a.yaml: No such file or directory\n"),
+        (FileNotFoundError("Traceback:\n raise\n[Errno 2] No file: 'a.jpg'"), 2, "error: [Errno 2] No file: 'a.jpg'\n"),
         (OSError(errno.ENOSPC, "No space left", "out.pt"), 1, "error: out.pt: the disk is full; free some space"),
         (PermissionError(errno.EACCES, "denied", "/out"), 1, "error: /out: permission denied; choose another folder"),
         (KeyboardInterrupt(), 130, "interrupted; run the same command again to continue\n"),

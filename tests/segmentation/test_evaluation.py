@@ -82,6 +82,24 @@ def test_a_perfect_prediction_and_its_files(data_set, tmp_path):
     ]
 
 
+def test_parts_of_a_killed_evaluation_are_removed_and_never_read(data_set, tmp_path):
+    name, records = data_set
+    killed = [tmp_path / f".sem_seg_predictions.json.rank{rank}.a1" for rank in (0, 3)]  # of a run with more processes
+    for path in killed:
+        path.write_text('{"file_name": "stale.jpg"}\n')
+    evaluator = GeneralizedSemSegEvaluator(name, False, str(tmp_path))
+    assert not any(path.exists() for path in killed)
+    killed[0].write_text("stale")  # as on a folder that not all machines share
+    evaluator.process(records, [{"sem_seg": one_hot([[0, 1, 2], [1, 1, 0]])}])
+    evaluator.evaluate()
+    assert "stale" not in (tmp_path / "sem_seg_predictions.json").read_text()
+
+    evaluator.reset()
+    next(path for path in tmp_path.iterdir() if ".rank0." in path.name).unlink()
+    with pytest.raises(InputError, match="rank0.*cannot be seen by the first; set OUTPUT_DIR to a folder that all"):
+        evaluator.evaluate()
+
+
 def test_predictions_become_label_maps(data_set, tmp_path):
     name, records = data_set
     evaluator = GeneralizedPseudoSemSegEvaluator(name, False, str(tmp_path / "out"), reject_threshold=0.4)

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import signal
 
 import numpy as np
 import pytest
@@ -85,6 +86,24 @@ def test_files_go_with_their_list():
     assert folder.exists()
     del files
     assert not folder.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_files_of_a_killed_process_go_with_the_next_evaluation(tmp_path):
+    child = os.fork()
+    if not child:
+        files = [DetectionFiles(str(tmp_path)), DetectionFiles(str(tmp_path))]
+        files[0].append({"image_id": 1, "instances": []})
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    left = set(tmp_path.iterdir())
+    assert len(left) == 2
+    alive = DetectionFiles(str(tmp_path))
+    assert left.isdisjoint(tmp_path.iterdir())
+    (tmp_path / "predictions_rank1_of_mine").mkdir()  # without a token
+    other = DetectionFiles(str(tmp_path))
+    assert len(list(tmp_path.iterdir())) == 3
+    assert len(alive) == len(other) == 0
 
 
 @pytest.mark.parametrize("items", [[], [1], [{"a": [1, 2.5, "x"]}, {"a": ["x", {"b": None}]}, 3]])

@@ -71,6 +71,20 @@ def test_state_leads_back_to_any_place(grouping, workers):
         assert take(resumed, 20 - done) == whole[done:]
 
 
+@pytest.mark.parametrize("grouping", [False, True])
+def test_what_comes_for_a_broken_image_depends_on_the_place_alone(grouping):
+    def loader():
+        dataset = MapDataset(DatasetFromList(RECORDS), lambda record: None if record["image_id"] % 3 else record)
+        sampler = TrainingSampler(len(RECORDS), seed=1)
+        return build_batch_data_loader(dataset, sampler, 2, aspect_ratio_grouping=grouping, seed=4)
+
+    whole = [[record["image_id"] for record in batch] for batch in itertools.islice(loader(), 12)]
+    resumed = loader()
+    resumed.load_state_dict({"seed": 4, "batches": 7})
+    assert [[record["image_id"] for record in batch] for batch in itertools.islice(resumed, 5)] == whole[7:]
+    assert len({image for batch in whole for image in batch}) > 3
+
+
 def test_each_iteration_starts_at_the_same_place():
     loader = make_loader()
     first = take(loader, 3)

@@ -15,10 +15,13 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import ProcessExitedException
 
+import third_party  # noqa: F401  (makes detectron2 importable)
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_lvis_instances
 from prompt_pretrain.command_line import run_command
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.pretrain import TrainingInterrupted
-from tests.detection.tiny_runs import command, write_config
+from tests.detection.tiny_runs import CLASS_NAMES, command, write_config
 from tools import train_net
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +70,19 @@ def test_bad_files_and_settings_are_bad_input(tmp_path: Path, capsys: pytest.Cap
     boxes = ["--task", "segmentation", "--test-json", "a.json", "SOLVER.MAX_ITER", "1"]
     assert "--test-json is an option of detection" in complaint(capsys, *boxes)
     assert "--train-json needs --train-images" in complaint(capsys, *config[:2], "--train-json", "a.json")
+
+
+def test_a_broken_annotation_file_to_evaluate_on_is_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "lvis.json").write_text('{"images": [{"id": 1, "hei')
+    register_lvis_instances("broken_set", {"thing_classes": list(CLASS_NAMES)}, str(tmp_path / "lvis.json"), ".")
+    try:
+        text = complaint(capsys, "--eval-only", *command(tmp_path, "DATASETS.TEST", "('broken_set',)", test=False))
+    finally:
+        DatasetCatalog.remove("broken_set")
+        MetadataCatalog.remove("broken_set")
+    assert text.startswith(f"error: the data set cannot be loaded: {tmp_path}/lvis.json is not valid JSON: Unterm")
 
 
 def start(arguments: list[str], log: Path, tool: list[str] = TOOL) -> subprocess.Popen:

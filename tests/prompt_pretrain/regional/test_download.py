@@ -96,7 +96,7 @@ def test_a_folder_as_the_web(tmp_path):
     assert found["cat"][0].reason == "outside the folder of images"
 
 
-def test_img2dataset_where_it_is_installed(tmp_path, monkeypatch):
+def test_img2dataset_where_it_is_installed(web, tmp_path, monkeypatch):
     asked = []
 
     def fake(**options):
@@ -119,13 +119,23 @@ def test_img2dataset_where_it_is_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "img2dataset", module)
     assert choose_backend("auto") == choose_backend("img2dataset") == "img2dataset"
     assert choose_backend("own") == choose_backend("auto", tmp_path) == "own"
-    source = lists(tmp_path / "lists", dog=["http://x/1", "http://x/2", "http://x/3"])
+    urls = [web.url(path) for path in ("huge", "image/1", "image/2", "endless", "image/3", "nothing", "page", "hang")]
+    source = lists(tmp_path / "lists", dog=urls)
     records = download(source, tmp_path / "out", limits=LIMITS)["dog"]
-    assert [record.status for record in records] == ["ok", "failed", "failed"]
-    assert "not an image" in records[1].reason and records[2].reason == "HTTP Error 404"
+    assert [record.status for record in records] == ["failed", "ok", *["failed"] * 6]
+    # It knows no limit of bytes, so it must not see what is too large or does not say.
+    assert Path(asked[0]["url_list"]).read_text().split() == [web.url(f"image/{number}") for number in (1, 2, 3)]
+    assert records[0].reason == "10,000,000,000 bytes, more than 200,000"
+    assert records[3].reason.startswith("the server does not say how many bytes it sends")
+    assert "not an image" in records[2].reason and records[4].reason == "HTTP Error 404"
+    assert [record.reason for record in records[5:]] == [
+        "HTTP status 404",
+        "content type text/html, no image",
+        "no answer within 0.5 s",
+    ]
     assert asked[0]["resize_mode"] == "keep_ratio" and asked[0]["timeout"] == 0.5
     assert download(source, tmp_path / "out", limits=LIMITS)["dog"] == records and len(asked) == 1
-    assert Image.open(tmp_path / "out" / "dog" / "00000" / records[0].file).size == (40, 32)
+    assert Image.open(tmp_path / "out" / "dog" / "00000" / records[1].file).size == (40, 32)
 
 
 def test_what_cannot_be_downloaded_is_named(tmp_path, monkeypatch):

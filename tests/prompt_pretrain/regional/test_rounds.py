@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from prompt_pretrain.baselines import setup
 from prompt_pretrain.class_embeddings import ClassEmbeddings
+from prompt_pretrain.clip import load_clip
 from prompt_pretrain.command_line import run_command
 from prompt_pretrain.config import load_cfg
 from prompt_pretrain.errors import InputError
@@ -16,6 +18,7 @@ from prompt_pretrain.regional.crop_data import TrainingSet
 from prompt_pretrain.regional.crops import CropRules, make_crops
 from prompt_pretrain.regional.embeddings import load_classes
 from prompt_pretrain.regional.fetching import FetchLimits
+from prompt_pretrain.regional.learner import RegionalPrompt
 from prompt_pretrain.regional.retrieval import ExactIndex, open_index
 from prompt_pretrain.regional.rounds import RoundRules, Rounds, novel_images
 from prompt_pretrain.regional.selection import SelectionRules
@@ -23,6 +26,7 @@ from prompt_pretrain.shapeworld.annotation_writers import write_lvis
 from prompt_pretrain.shapeworld.images import render_image
 from prompt_pretrain.shapeworld.scene_files import SceneRecipe
 from prompt_pretrain.shapeworld.world_folder import encode_jpeg
+from tests.prompt_pretrain import processes
 from tests.prompt_pretrain.regional.web_server import serve
 from tools import pretrain_prompt, regional_prompt
 
@@ -92,6 +96,29 @@ def test_two_rounds_with_a_server_as_the_web(world, tmp_path):
         rounds.run()
 
 
+def train(rank: int, world: Path, output: Path, batch_size: int) -> None:
+    size = ["DATALOADER.TRAIN_X.BATCH_SIZE", str(batch_size), "OPTIM.WARMUP_EPOCH", "0", "OPTIM.LR", "0.02"]
+    places = ["DATASET.ROOT", str(world / "crops"), "OUTPUT_DIR", str(output), "TRAIN.PRINT_FREQ", "1"]
+    setup.train(load_cfg(CONFIG, settings(world, *places, *size)))
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(world, tmp_path):
+    train(0, world, tmp_path / "one", 12)  # writes the features, too
+    processes.run_ranks(train, 2, world, tmp_path / "two", 6)
+    states, losses = [], []
+    for name in ("one", "two"):
+        prompt = torch.load(tmp_path / name / "prompt_learner" / "model.pth.tar-2", weights_only=True)
+        states.append(prompt["state_dict"])
+        losses.append([line["loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl", "train")])
+    assert states[0].keys() == states[1].keys() == {"ctx1", "ctx2"}
+    start = RegionalPrompt(load_clip("shapeworld-tiny"), seed=3).state_dict()
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], rtol=0, atol=1e-5)
+        assert (value - start[name]).abs().max() > 1e-3  # it has learned something
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5) and len(losses[0]) > 4
+
+
 def test_rounds_check_what_they_are_given(world, tmp_path):
     cfg = load_cfg(CONFIG, ["DATASET.ROOT", str(world / "crops")])
     with pytest.raises(InputError, match="more than one round needs an index"):
@@ -150,7 +177,7 @@ def test_images_of_novel_classes_for_the_detector(world, tmp_path):
     assert list(chosen) == [item.folder for item in classes if not item.base]
 
 
-def test_bad_use_ends_with_one_line(world, tmp_path, capsys):
+def test_bad_use_ends_with_one_line(world, tmp_path, capsys, monkeypatch):
     def fails(*words: object) -> str:
         assert run_command(regional_prompt.main, [str(word) for word in words]) == 2
         return capsys.readouterr().err
@@ -165,6 +192,8 @@ def test_bad_use_ends_with_one_line(world, tmp_path, capsys):
     assert "holds no class names" in fails(*words)
     lvis = ("--train", "none.json", "--val", "none.json", "--images", tmp_path, "--output", tmp_path / "crops")
     assert "none.json not found" in fails("crops", *lvis)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "2 processes were started, but each step of regional_prompt is for one" in fails("crops", *lvis)
 
 
 @pytest.mark.slow

@@ -18,7 +18,6 @@ __all__ = ["AspectRatioGroupedDataset", "DatasetFromList", "MapDataset", "ToIter
 
 logger = logging.getLogger(__name__)
 
-_FALLBACK_SEED = 42
 _MANY_FAILURES = 3
 
 
@@ -73,6 +72,9 @@ class _PickledList:
 class MapDataset(torchdata.Dataset):
     """``map_func`` over a data set; where it returns None, another random item comes instead.
 
+    Which one follows from the state of Python's ``random`` alone, and not from what came before: a training loader
+    that seeds it for each place in its stream gives the same items after an interruption.
+
     Over an ``IterableDataset`` it is a stream, which leaves out what ``map_func`` returns None for.
 
     Args:
@@ -92,34 +94,25 @@ class MapDataset(torchdata.Dataset):
     def __init__(self, dataset: torchdata.Dataset, map_func: Callable[[Any], Any]) -> None:
         self._dataset = dataset
         self._map_func = PicklableWrapper(map_func)
-        self._rng = random.Random(_FALLBACK_SEED)
-        self._failed: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, idx: int) -> Any:
-        index, tries = int(idx), 0
+        index, failed = int(idx), set[int]()
         while True:
             sample = self._map_func(self._dataset[index])
             if sample is not None:
-                self._failed.discard(index)
                 return sample
-            tries += 1
-            self._failed.add(index)
-            if tries >= _MANY_FAILURES:
-                logger.warning("no sample from item %d after %d tries with other items", idx, tries)
-            index = self._draw_fallback()
-
-    def _draw_fallback(self) -> int:
-        if len(self._failed) >= len(self):
-            raise RuntimeError(
-                f"not one of the {len(self)} items of the data set gave a sample: the mapper returned None for each"
-            )
-        while True:
-            index = self._rng.randrange(len(self))
-            if index not in self._failed:
-                return index
+            failed.add(index)
+            if len(failed) >= _MANY_FAILURES:
+                logger.warning("no sample from item %d after %d tries with other items", idx, len(failed))
+            if len(failed) >= len(self):
+                raise RuntimeError(
+                    f"not one of the {len(self)} items of the data set gave a sample: the mapper returned None for each"
+                )
+            while index in failed:
+                index = random.randrange(len(self))
 
 
 class _MapIterableDataset(torchdata.IterableDataset):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
+from detectron2.data.datasets.annotation_file import are_numbers
 from detectron2.evaluation.ground_truth import GroundTruth
 from detectron2.evaluation.prediction_files import Detections
 
@@ -243,10 +244,21 @@ def _annotation(image: int, annotation: dict[str, Any], ground_truth: GroundTrut
                 f"{ground_truth.name}: annotation {annotation['id']} has no segmentation to compare masks with; "
                 f"evaluate with tasks=('bbox',)"
             )
+        polygons = annotation["segmentation"]
+        if isinstance(polygons, list) and not all(map(_is_usable_polygon, polygons)):
+            raise ValueError(
+                f"{ground_truth.name}: the segmentation of annotation {annotation['id']} holds something else than "
+                "polygons [x, y, x, y, x, y, ...]; remove it from the file"
+            )
         if ground_truth.sizes[image] is None:
             raise ValueError(f"{ground_truth.name}: image {annotation['image_id']} has no height and width")
         item["segmentation"] = annotation["segmentation"]
     return item
+
+
+def _is_usable_polygon(polygon: Any) -> bool:
+    # The compiled code takes four numbers for a box, and stops at anything that is no list of numbers.
+    return isinstance(polygon, list) and len(polygon) >= 4 and are_numbers(polygon)
 
 
 def _results(category: _Category, detections: Detections, masks: bool) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from detectron2.data.datasets.annotation_file import are_numbers
+
 __all__ = ["GroundTruth"]
 
 
@@ -26,7 +28,7 @@ class GroundTruth:
         """``dataset`` is the content of a json file: "images", "annotations", "categories".
 
         Raises:
-            ValueError: a field that the metric needs is missing, or an id occurs twice.
+            ValueError: a field that the metric needs is missing or no number, or an id occurs twice.
         """
         self.name = name
         self.federated = federated
@@ -64,6 +66,11 @@ class GroundTruth:
             what = f"annotation {_need(annotation, 'id', 'annotation', self.name)}"
             for key in ("image_id", "category_id", "bbox", "area"):
                 _need(annotation, key, what, self.name)
+            if not isinstance(annotation["id"], int | float) or not are_numbers([annotation["area"]]):
+                raise ValueError(
+                    f"{self.name}: {what} of image {annotation['image_id']} has the area {annotation['area']!r}; "
+                    "expected numbers as id and area"
+                )
             if annotation["id"] in seen:
                 raise ValueError(f"{self.name}: two annotations have the id {annotation['id']}; ids must be unique")
             seen.add(annotation["id"])

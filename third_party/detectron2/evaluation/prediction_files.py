@@ -5,6 +5,7 @@ travels between processes. Where the main process cannot see a file (another mac
 masks run-length encoded, are sent instead.
 """
 
+import fcntl
 import io
 import json
 import os
@@ -14,9 +15,10 @@ import tempfile
 import uuid
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from pycocotools import mask as mask_utils
@@ -40,15 +42,21 @@ _PLAIN_KEYS = {"image_id", "category_id", "bbox", "score", "segmentation"}
 
 
 class _Folder:
-    """A folder of files that are appended to; removed with this object."""
+    """A folder of files that are appended to; removed with this object.
+
+    A process that is killed leaves its folder behind: the next one that makes one beside it removes it.
+    """
 
     def __init__(self, parent: str | None, prefix: str) -> None:
         local = parent if parent and os.path.isdir(parent) else None  # e.g. none on s3://
+        if local is not None:
+            _remove_abandoned(Path(local), prefix)
         self.path = Path(tempfile.mkdtemp(prefix=f"{prefix}_rank{comm.get_rank()}_", dir=local))
         # Tells the main process that the folder it sees under this path is this one.
         self.token = uuid.uuid4().hex
-        (self.path / "token").write_text(self.token)
-        self._handles: dict[str, Any] = {}
+        (self.path / "new token").write_text(self.token)
+        self._handles: dict[str, Any] = {"token": _hold(self.path / "new token")}
+        (self.path / "new token").rename(self.path / "token")  # which no other process sees before it is held
         self._owned = [self.path]
         self.remove = weakref.finalize(self, _close_and_remove, self._handles, self._owned)
 
@@ -72,6 +80,9 @@ class _Folder:
             return [self.path]
         places = comm.all_gather((str(self.path), self.token))
         visible = [_is_folder(Path(path), token) for path, token in places]
+        if comm.is_main_process():  # before the others may let go of theirs
+            seen = [Path(path) for (path, _), here in zip(places, visible, strict=True) if here]
+            self._handles |= {f"token of {path}": _hold(path / "token") for path in seen if path != self.path}
         visible = comm.all_gather(visible)[0]  # as the main process sees it
         packed = comm.gather(None if visible[comm.get_rank()] else _pack(self.path))
         if not comm.is_main_process():
@@ -91,6 +102,22 @@ def _close_and_remove(handles: dict[str, Any], folders: list[Path]) -> None:
         handle.close()
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hold(token: Path) -> IO[bytes]:
+    """A handle that marks a folder as used as long as it is open; it ends with the process, however that ends."""
+    handle = open(token, "rb")  # noqa: SIM115  closed by remove
+    with suppress(OSError):  # a file system without locks, where nothing is removed either
+        fcntl.flock(handle, fcntl.LOCK_SH)
+    return handle
+
+
+def _remove_abandoned(parent: Path, prefix: str) -> None:
+    """Remove the folders of processes that were killed, which have a token that nobody holds."""
+    for token in parent.glob(f"{prefix}_rank*_*/token"):
+        with suppress(OSError), open(token, "rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(token.parent, ignore_errors=True)
 
 
 def _is_folder(path: Path, token: str) -> bool:
