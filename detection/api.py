@@ -8,6 +8,7 @@ for found in detector.predict("street.jpg"):
     print(found.class_name, found.score, found.box)
 """
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detection.checkpoint import DeticCheckpointer
 from detection.custom_vocabulary import class_texts_of
 from detection.name_merging import merge_names
 from detection.reset_classifier import reset_cls_test
@@ -37,9 +39,16 @@ from prompt_pretrain.image_inputs import ImageInput, open_inputs
 from prompt_pretrain.predictor import Predictor, padded_size
 from prompt_pretrain.prompt import SoftPrompt
 from prompt_pretrain.run_setup import choose_device, explained_loading, find_config_file
+from prompt_pretrain.strict_loading import CLASS_NAMES, names_in
 from prompt_pretrain.vocabulary import Vocabulary
 
 __all__ = ["Detector", "load"]
+_log = logging.getLogger(__name__)
+# Who changes one of these says what the classes are.
+_CLASS_KEYS = frozenset(
+    {f"MODEL.CLASS_EMBEDDINGS.{key}" for key in ("PROMPT", "CLIP", "VOCABULARY", "PATH")}
+    | {"MODEL.ROI_BOX_HEAD.ZEROSHOT_WEIGHT_PATH"}
+)
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "configs" / "detection"
 
 
@@ -52,8 +61,9 @@ def load(
 ) -> "Detector":
     """A detector, ready to predict.
 
-    Its classes are those that ``MODEL.CLASS_EMBEDDINGS`` or ``ZEROSHOT_WEIGHT_PATH`` of the config name, or else those
-    stored in the weights; :meth:`Detector.set_classes` gives it others.
+    Its classes are those that ``MODEL.CLASS_EMBEDDINGS`` of the config names; or else those that the weights were
+    trained on, which checkpoints of this project tell; or else those of ``ZEROSHOT_WEIGHT_PATH``, or those stored in
+    the weights. :meth:`Detector.set_classes` gives it others.
 
     Args:
         config_or_name: a config; a YAML file; or the name of one in ``configs/detection``, without ``.yaml``.
@@ -68,21 +78,36 @@ def load(
     path = cfg.MODEL.WEIGHTS if weights is None else os.fspath(weights)
     if weights is None and not path:
         raise InputError("no weights: give a checkpoint, or set MODEL.WEIGHTS in the config")
-    embeddings = _configured_embeddings(cfg)
+    asked = any(str(key) in _CLASS_KEYS for key in overrides[::2])
+    trouble = None
+    try:
+        embeddings = _configured_embeddings(cfg)
+    except InputError as error:  # such as a json that has been moved since the training: the weights may know
+        if asked or not path:
+            raise
+        embeddings, trouble = None, error
     if embeddings is not None:
         cfg.MODEL.ROI_BOX_HEAD.ZEROSHOT_WEIGHT_DIM = embeddings.width
     built = cfg.clone()
     built.MODEL.ROI_BOX_HEAD.ZEROSHOT_WEIGHT_PATH = "rand"  # the classifier comes later, from weights or embeddings
     model = build_model(built).eval()
-    knows_classes = not cfg.MODEL.ROI_BOX_HEAD.USE_ZEROSHOT_CLS
-    if path:
-        random = _stored_classifier(model)
-        _load_weights(model, path)
-        # Class embeddings of another number of classes are not loaded; random ones would detect nothing but noise.
-        knows_classes = knows_classes or not torch.equal(random, _stored_classifier(model))
-    names = (_training_names(cfg) or _numbered(cfg.MODEL.ROI_HEADS.NUM_CLASSES)) if knows_classes else ()
-    detector = Detector(cfg, model, names)
-    return detector if embeddings is None else detector.set_classes(embeddings)
+    names, stored = _load_weights(model, path) if path else ((), None)
+    if not cfg.MODEL.ROI_BOX_HEAD.USE_ZEROSHOT_CLS:
+        count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        return Detector(cfg, model, names if len(names) == count else _training_names(cfg) or _numbered(count))
+    if trouble is not None:
+        if stored is None or not stored.class_names:
+            raise trouble
+        _log.warning("the classes are those that the weights were trained on: %s", trouble)
+    if stored is not None and not asked and _is_of_other_training(cfg, embeddings, stored):
+        _log.info("classes: the %d that %s was trained on", len(stored), path)
+        embeddings = stored
+    if embeddings is not None:
+        return Detector(cfg, model).set_classes(embeddings)
+    # Class embeddings of another number of classes are not loaded; random ones would detect nothing but noise.
+    if stored is None or len(stored) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        return Detector(cfg, model)
+    return Detector(cfg, model, stored.class_names or _training_names(cfg) or _numbered(len(stored)))
 
 
 class Detector(Predictor[DetectionResult]):
@@ -256,19 +281,29 @@ def _configured_embeddings(cfg: CfgNode) -> ClassEmbeddings | None:
     return embed_names(embeddings, names) if names and not embeddings.class_names else embeddings
 
 
-def _load_weights(model: nn.Module, path: str) -> None:
-    from detection.checkpoint import DeticCheckpointer
+def _is_of_other_training(cfg: CfgNode, configured: ClassEmbeddings | None, stored: ClassEmbeddings) -> bool:
+    """Whether the weights know their classes, and these are not those of the config, which nobody has chosen."""
+    node = cfg.MODEL.CLASS_EMBEDDINGS
+    if not stored.class_names or (configured is not None and (node.PATH or node.VOCABULARY)):
+        return False
+    if configured is None:
+        return bool(node.PATH or node.VOCABULARY) or len(stored) != cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if not configured.class_names:
+        return len(configured) != len(stored)
+    return configured.class_names != stored.class_names
 
+
+def _load_weights(model: nn.Module, path: str) -> tuple[tuple[str, ...], ClassEmbeddings | None]:
+    """Names of the classes of the training, where the file tells them, and the frozen classifier in it, if any."""
     if "://" not in path and not os.path.isfile(path):
         raise InputError(f"no weights {path}; check the path or MODEL.WEIGHTS")
+    checkpointer = DeticCheckpointer(model)
     with explained_loading(path):
-        DeticCheckpointer(model).load_all(path)
-
-
-def _stored_classifier(model: nn.Module) -> Tensor:
-    """A copy of the frozen classifier of a zero-shot model; empty for others."""
-    found = [value for name, value in model.state_dict().items() if name.endswith("cls_score.zs_weight")]
-    return found[0].clone() if found else torch.empty(0)
+        names = names_in(checkpointer.load_all(path), CLASS_NAMES)
+    if checkpointer.stored_classifier is None:
+        return names, None
+    rows = checkpointer.stored_classifier[:, :-1].t().float().contiguous()
+    return names, ClassEmbeddings(rows, names if len(names) == len(rows) else (), source=path)
 
 
 def _training_names(cfg: CfgNode) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from fvcore.common.checkpoint import _IncompatibleKeys
-from torch import nn
+from torch import Tensor, nn
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
@@ -38,8 +38,12 @@ class DeticCheckpointer(StrictLoading, DetectionCheckpointer):
     ``zs_weight`` and ``freq_weight`` of another number of classes are skipped: those of the config stay. Entries that
     are computed or never used may be missing or surplus without a word (`_HARMLESS`); any other difference is a warning
     or, in `load_all`, an error.
+
+    Attributes:
+        stored_classifier: ``zs_weight`` of the file that was loaded last, (D, C + 1); None where it has none.
     """
 
+    stored_classifier: Tensor | None = None
     harmless = _HARMLESS
 
     def __init__(
@@ -55,6 +59,9 @@ class DeticCheckpointer(StrictLoading, DetectionCheckpointer):
         self.keep_class_embeddings = keep_class_embeddings
 
     def _load_model(self, checkpoint: Any) -> _IncompatibleKeys:
+        found = (value for name, value in checkpoint["model"].items() if name.endswith("cls_score.zs_weight"))
+        stored = next(found, None)
+        self.stored_classifier = None if stored is None else torch.as_tensor(stored)
         if self.keep_class_embeddings:
             weights = checkpoint["model"]
             checkpoint["model"] = {name: value for name, value in weights.items() if not _OF_CLASSES.search(name)}

@@ -14,7 +14,7 @@ from prompt_pretrain.errors import InputError
 from prompt_pretrain.run_setup import explained_data
 from prompt_pretrain.vocabulary import clean_class_name
 
-__all__ = ["check_class_counts", "classes_of", "head_classes"]
+__all__ = ["check_class_counts", "classes_of", "head_classes", "trained_class_names"]
 _log = logging.getLogger(__name__)
 
 
@@ -91,6 +91,20 @@ def head_classes(cfg: CfgNode) -> tuple[str, int]:
     if cfg.MODEL.RESET_CLS_TRAIN:
         return "MODEL.TRAIN_NUM_CLASSES", cfg.MODEL.TRAIN_NUM_CLASSES
     return "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES
+
+
+def trained_class_names(cfg: CfgNode) -> tuple[str, ...]:
+    """Names of the classes whose classifier a training's checkpoint holds; none where nothing tells them."""
+    head = cfg.MODEL.ROI_BOX_HEAD
+    learned = not head.USE_ZEROSHOT_CLS or cfg.MODEL.META_ARCHITECTURE != "CustomRCNN"
+    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if learned:
+        count = head_classes(cfg)[1]
+    elif head.ZEROSHOT_WEIGHT_PATH != RANDOM:
+        names = ClassEmbeddings.load(find_class_rows(head.ZEROSHOT_WEIGHT_PATH)).class_names
+        if names:
+            return names
+    return next((names for names in _train_classes(cfg, {}) if len(names) == count), ())
 
 
 def _source(cfg: CfgNode) -> str:

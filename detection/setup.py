@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from detection.caption_encoder import PUBLISHED_CLIP
 from detection.class_embedding_hook import resolve_class_embeddings_of
 from detection.task import add_config
 from detectron2.config import CfgNode, get_cfg
@@ -13,8 +14,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from prompt_pretrain.clip import fetch_clip
 from prompt_pretrain.errors import InputError
-from prompt_pretrain.run_setup import explained_loading, is_missing_file, merge_settings
+from prompt_pretrain.run_setup import explained_loading, is_missing_file, merge_settings, weights_to_start_from
 
 __all__ = ["check_data_sets", "check_weights", "explained_loading", "load_config", "setup"]
 
@@ -37,7 +39,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Args:
         args: of detectron2's argument parser, and what ``detection.task.add_arguments`` adds.
     Raises:
-        InputError: a wrong file, key or value, an unknown data set, or class embeddings that cannot be made.
+        InputError: a wrong file, key or value, an unknown data set, weights that are missing, or class embeddings that
+            cannot be made.
     """
     cfg = load_config(args.config_file, args.opts)
     if any(getattr(args, name, None) for name in ("train_json", "test_json", "train_images", "test_images")):
@@ -46,6 +49,13 @@ def setup(args: argparse.Namespace) -> CfgNode:
         register_custom_data(cfg, args)
     check_data_sets(cfg, () if args.eval_only else cfg.DATASETS.TRAIN)
     check_data_sets(cfg, cfg.DATASETS.TEST)
+    # Before the long config is printed, which would hide what is said.
+    check_weights(weights_to_start_from(cfg, args))
+    if cfg.MODEL.WITH_CAPTION and cfg.MODEL.CAPTION_CLIP != PUBLISHED_CLIP:  # that one may be in the weights
+        try:
+            fetch_clip(cfg.MODEL.CAPTION_CLIP)
+        except InputError as error:
+            raise InputError(f"MODEL.CAPTION_CLIP: {error}") from error
     resolve_class_embeddings_of(cfg)
     cfg.freeze()
     for package in ("detection", "prompt_pretrain", "centernet"):

@@ -7,7 +7,6 @@ to one that was not.
 
 import argparse
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -15,18 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fvcore.common.checkpoint import Checkpointer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from detection.checkpoint import DeticCheckpointer, has_own_classes
-from detection.class_counts import check_class_counts
+from detection.class_counts import check_class_counts, trained_class_names
 from detection.data.loading import build_train_loader
 from detection.evaluate import do_test
 from detection.normalizers import find_counters
 from detection.optimizer import build_optimizer
 from detection.reset_classifier import reset_cls_test
-from detection.setup import check_weights, explained_loading
+from detection.setup import explained_loading
 from detectron2.config import CfgNode
 from detectron2.engine import default_writers
 from detectron2.evaluation.testing import flatten_results_dict
@@ -40,8 +38,9 @@ from prompt_pretrain.interruption import StopSignal
 from prompt_pretrain.metrics_log import drop_rows_from
 from prompt_pretrain.pretrain import TrainingInterrupted
 from prompt_pretrain.process_watch import ProcessWatch, watched_evaluation
-from prompt_pretrain.run_setup import forget_earlier_run
+from prompt_pretrain.run_setup import forget_earlier_run, weights_to_start_from
 from prompt_pretrain.schedule_scaling import scale_schedule
+from prompt_pretrain.strict_loading import CLASS_NAMES
 
 __all__ = ["do_train", "run"]
 _log = logging.getLogger(__name__)
@@ -60,17 +59,14 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     Returns:
         The results of the test set, of several: data set -> results; empty except on the main process.
     Raises:
-        InputError: weights that are missing, or numbers of classes that disagree; before the model is built.
+        InputError: numbers of classes that disagree; before the model is built.
         TrainingInterrupted: a signal asked the run to stop, and its state is saved.
         LostProcessError: another process is gone.
     """
     name = Path(args.config_file).stem if args.config_file else "custom"
-    resuming = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
-    weights = "" if resuming else cfg.MODEL.WEIGHTS
     if not args.eval_only:
         cfg = scale_schedule(cfg)
-    check_weights(weights)
-    check_class_counts(cfg, weights=weights, eval_only=args.eval_only)
+    check_class_counts(cfg, weights=weights_to_start_from(cfg, args), eval_only=args.eval_only)
     model = build_model(cfg)
     if args.eval_only:
         _load_for_evaluation(cfg, model, resume=args.resume)
@@ -155,7 +151,7 @@ class _Trainer:
             _check_parts(cfg, model)
         self.counters = find_counters(_without_wrapper(model)) if self.parts > 1 else []
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-        self.checkpointer: Checkpointer = DeticCheckpointer(
+        self.checkpointer = DeticCheckpointer(
             model,
             cfg.OUTPUT_DIR,
             keep_class_embeddings=has_own_classes(cfg),
@@ -164,6 +160,8 @@ class _Trainer:
             scaler=self.scaler,
             progress=self,
         )
+        names = trained_class_names(cfg)
+        self.checkpointer.notes = {CLASS_NAMES: list(names)} if names else {}
         self.watch = ProcessWatch(_ADVICE, orderly=(TrainingInterrupted,))
         self._saved_at = time.monotonic()
         self._saved_iteration = -1

@@ -30,7 +30,7 @@ from prompt_pretrain.errors import InputError
 from prompt_pretrain.safe_pickle import is_torchscript_archive
 from prompt_pretrain.shapeworld import TINY_CLIP, TINY_CLIP_NAME
 
-__all__ = ["Clip", "clip_from_config", "load_clip", "save_clip"]
+__all__ = ["Clip", "clip_from_config", "fetch_clip", "load_clip", "save_clip"]
 _log = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "amp": torch.float32}
@@ -167,6 +167,20 @@ def load_clip(
     return clip.to(device)
 
 
+def fetch_clip(name: str | os.PathLike) -> Path:
+    """The file of a CLIP that :func:`load_clip` would read, downloaded if need be, to fail early without it.
+
+    Raises:
+        InputError: unknown name or tag, failed download, missing file.
+    """
+    name = os.fspath(TINY_CLIP) if name == TINY_CLIP_NAME else os.fspath(name)
+    if not (name.endswith((".json", *_WEIGHT_SUFFIXES)) or os.path.isfile(name)):
+        return _file_of_tag(name, *_split_tag(name))
+    if not os.path.isfile(name):
+        raise InputError(f"no CLIP file {name}; give an existing file or an open_clip 'name/tag'")
+    return Path(name)
+
+
 def clip_from_config(
     config: Mapping[str, Any], *, seed: int = 0, precision: str = "fp32", clip_id: str | None = None, source: str = ""
 ) -> Clip:
@@ -232,7 +246,7 @@ def _from_tag(name: str, precision: str) -> Clip:
     if bool(pretrained.get("quick_gelu")) != quick:
         other = architecture.removesuffix(_QUICK) if quick else architecture + _QUICK
         raise InputError(f"{name} would run with the wrong activation; its weights belong to {other}/{tag}")
-    path = _cached_openai_file(pretrained) or _download(name, pretrained)
+    path = _file_of_tag(name, architecture, tag)
     model = _create(architecture, precision)
     if is_torchscript_archive(path):
         load_state(model, read_clip_weights(path).state, path)
@@ -245,6 +259,11 @@ def _from_tag(name: str, precision: str) -> Clip:
                     f"the weights of {name} in {path} do not load ({_first_line(error)}); delete that file"
                 ) from error
     return _named(model, architecture, pretrained, f"{architecture}/{tag}", precision)
+
+
+def _file_of_tag(name: str, architecture: str, tag: str) -> Path:
+    pretrained = open_clip.pretrained.get_pretrained_cfg(architecture, tag)
+    return _cached_openai_file(pretrained) or _download(name, pretrained)
 
 
 def _named(model: nn.Module, architecture: str, pretrained: Mapping[str, Any], clip_id: str, precision: str) -> Clip:

@@ -3,6 +3,7 @@
 Configs are those of detectron2, which this module does not import.
 """
 
+import argparse
 import logging
 import os
 import pickle
@@ -24,6 +25,7 @@ __all__ = [
     "forget_earlier_run",
     "is_missing_file",
     "merge_settings",
+    "weights_to_start_from",
 ]
 _log = logging.getLogger(__name__)
 
@@ -102,6 +104,12 @@ def forget_earlier_run(output_dir: str) -> None:
     pointer = Path(output_dir, "last_checkpoint")
     if restarts and not distributed.is_restarted() and distributed.is_main_process() and pointer.is_file():
         pointer.replace(pointer.with_name("last_checkpoint_of_earlier_run"))
+
+
+def weights_to_start_from(cfg: Any, args: argparse.Namespace) -> str:
+    """MODEL.WEIGHTS; "" for a run that goes on from a checkpoint of its own."""
+    resuming = getattr(args, "resume", False) and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    return "" if resuming else str(cfg.MODEL.WEIGHTS)
 
 
 def is_missing_file(path: str) -> bool:

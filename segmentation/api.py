@@ -29,6 +29,7 @@ from prompt_pretrain.image_inputs import ImageInput, open_inputs
 from prompt_pretrain.predictor import Predictor, padded_size
 from prompt_pretrain.prompt import SoftPrompt
 from prompt_pretrain.run_setup import choose_device, explained_loading, find_config_file
+from prompt_pretrain.strict_loading import CLASS_NAMES, SEEN_CLASSES, names_in
 from prompt_pretrain.vocabulary import Vocabulary, clean_class_name, load_vocabulary
 from segmentation.checkpoint import SegmentationCheckpointer
 from segmentation.class_argmax import argmax_over_classes
@@ -55,8 +56,9 @@ def load(
 ) -> "Segmenter":
     """A segmenter, ready to predict.
 
-    Its classes are those that ``MODEL.CLASS_EMBEDDINGS`` of the config names, or else those of the test set, or of the
-    training set; :meth:`Segmenter.set_classes` gives it others.
+    Its classes are those that ``MODEL.CLASS_EMBEDDINGS`` of the config names; or else, where the weights tell that they
+    were trained on others than the config's training set, those; or else those of the test set, or of the training set.
+    :meth:`Segmenter.set_classes` gives it others.
 
     Args:
         config_or_name: a config; a YAML file; or the name of one in ``configs/segmentation``, without ``.yaml``, with
@@ -86,9 +88,8 @@ def load(
     take_prompt_from_weights(cfg)
     model = build_model(cfg).eval().requires_grad_(False)
     with explained_loading(path):
-        if path:
-            SegmentationCheckpointer(model, cfg=cfg).load_all(path)
-    segmenter = Segmenter(cfg, model)
+        content = SegmentationCheckpointer(model, cfg=cfg).load_all(path) if path else {}
+    segmenter = Segmenter(cfg, model, names_in(content, CLASS_NAMES), names_in(content, SEEN_CLASSES))
     if asked.PATH or asked.VOCABULARY:
         segmenter.set_classes(asked.PATH or asked.VOCABULARY, names=asked.VOCABULARY if asked.PATH else None)
     return segmenter
@@ -102,22 +103,34 @@ class Segmenter(Predictor[SegmentationResult]):
         class_names: what it looks for; empty where nobody has said.
     """
 
-    def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
-        """Classes are those of the data set for tests, or else of the one for training, if they are known."""
+    def __init__(self, cfg: CfgNode, model: nn.Module, trained: Sequence[str] = (), seen: Sequence[str] = ()) -> None:
+        """Classes are those of the data set for tests, or else of the one for training, if they are known.
+
+        Args:
+            trained: the classes of the training, if they are known; where they are not those of the config's training
+                set, they come first.
+            seen: those of them that it learned from.
+        """
         self.cfg = cfg
         self.model = model
         self.class_names: tuple[str, ...] = ()
         self._groups: ClassGroups | None = None
         self._adapters = [module for module in model.modules() if isinstance(module, ClipAdapter)]
-        self._trained = _seen_names(cfg)
+        self._trained = frozenset(map(_folded, seen)) if trained else _seen_names(cfg)
         self._rgb = cfg.INPUT.FORMAT == "RGB"
         self.longest_side = cfg.INPUT.MAX_SIZE_TEST
         self._resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
-        for name in (*cfg.DATASETS.TEST[:1], *cfg.DATASETS.TRAIN[:1]):
-            names = _known_classes(name)
-            if names and self._adapters:
-                self._use(names, seen_flags_of(name))
-            elif names and len(names) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
+        choices = [
+            (names, seen_flags_of(name))
+            for name in (*cfg.DATASETS.TEST[:1], *cfg.DATASETS.TRAIN[:1])
+            if (names := _known_classes(name))
+        ]
+        if trained and tuple(trained) not in [_known_classes(name) for name in cfg.DATASETS.TRAIN[:1]]:
+            choices.insert(0, (tuple(trained), [int(name in seen) for name in trained]))
+        for names, flags in choices:
+            if self._adapters:
+                self._use(names, flags)
+            elif len(names) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
                 self.class_names = names
             if self.class_names:
                 break

@@ -18,10 +18,11 @@ from prompt_pretrain.vocabulary import load_vocabulary
 from segmentation.class_counts import classes_of, seen_flags_of
 from segmentation.clip_adapter import ClipAdapter
 
-__all__ = ["apply_class_embeddings", "resolve_class_embeddings_of", "use_vocabulary"]
+__all__ = ["WITH_TEXT", "apply_class_embeddings", "resolve_class_embeddings_of", "trained_classes", "use_vocabulary"]
 _log = logging.getLogger(__name__)
 
-_WITH_TEXT = ("ZeroShotMaskFormer", "ZeroShotPerPixelModel", "ProposalClipClassifier")
+# Meta architectures whose classifier compares with texts.
+WITH_TEXT = ("ZeroShotMaskFormer", "ZeroShotPerPixelModel", "ProposalClipClassifier")
 
 
 def resolve_class_embeddings_of(cfg: CfgNode) -> None:
@@ -37,10 +38,10 @@ def resolve_class_embeddings_of(cfg: CfgNode) -> None:
     node, model = cfg.MODEL.CLASS_EMBEDDINGS, cfg.MODEL
     if not (node.PROMPT or node.PATH or node.VOCABULARY):
         return
-    if model.META_ARCHITECTURE not in _WITH_TEXT:
+    if model.META_ARCHITECTURE not in WITH_TEXT:
         raise InputError(
             f"MODEL.CLASS_EMBEDDINGS is set, but the classifier of {model.META_ARCHITECTURE} is a learned one; take a "
-            f"config with one of {', '.join(_WITH_TEXT)}"
+            f"config with one of {', '.join(WITH_TEXT)}"
         )
     if node.PATH:
         ClassEmbeddings.load(node.PATH)  # fails now rather than when the model has been built
@@ -90,6 +91,14 @@ def use_vocabulary(cfg: CfgNode, model: nn.Module, data_set: str | None) -> None
     names = _class_names(cfg, data_set)
     renamed = names != classes_of(data_set)
     inner.vocabulary.set(names if renamed else None, seen_flags_of(data_set) if renamed else None)
+
+
+def trained_classes(cfg: CfgNode) -> tuple[tuple[str, ...], list[int]]:
+    """Names of the classes of the training set, as the model calls them, and 1 for each seen one; empty without any."""
+    if not cfg.DATASETS.TRAIN:
+        return (), []
+    data_set = cfg.DATASETS.TRAIN[0]
+    return _class_names(cfg, data_set), seen_flags_of(data_set)
 
 
 def _use_prompt(cfg: CfgNode) -> None:

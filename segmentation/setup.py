@@ -12,13 +12,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from prompt_pretrain.clip import fetch_clip
 from prompt_pretrain.errors import InputError
-from prompt_pretrain.run_setup import is_missing_file, merge_settings
-from segmentation.class_embedding_hook import resolve_class_embeddings_of
+from prompt_pretrain.run_setup import is_missing_file, merge_settings, weights_to_start_from
+from segmentation.class_embedding_hook import WITH_TEXT, resolve_class_embeddings_of
 from segmentation.config import add_config
 from segmentation.custom_data import is_asked_for, register_custom_data
 
-__all__ = ["check_data_sets", "check_weights", "load_config", "setup", "take_prompt_from_weights"]
+__all__ = ["check_clips", "check_data_sets", "check_weights", "load_config", "setup", "take_prompt_from_weights"]
 _log = logging.getLogger(__name__)
 
 _FOLDERS = ("image_root", "sem_seg_root", "image_dir", "gt_dir")  # in the metadata of data sets
@@ -30,14 +31,18 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Args:
         args: of detectron2's argument parser, and what ``segmentation.task.add_arguments`` adds.
     Raises:
-        InputError: a wrong file, key or value, an unknown data set, or class embeddings that cannot be made.
+        InputError: a wrong file, key or value, an unknown data set, weights or a CLIP that are missing, or class
+            embeddings that cannot be made.
     """
     cfg = load_config(args.config_file, args.opts)
     if is_asked_for(args):
         register_custom_data(cfg, args)
     check_data_sets(cfg, () if args.eval_only else cfg.DATASETS.TRAIN)
     check_data_sets(cfg, cfg.DATASETS.TEST)
+    # Before the long config is printed, which would hide what is said.
+    check_weights(weights_to_start_from(cfg, args))
     resolve_class_embeddings_of(cfg)
+    check_clips(cfg)
     if args.eval_only:
         take_prompt_from_weights(cfg)
     cfg.freeze()
@@ -90,6 +95,25 @@ def check_weights(path: str) -> None:
     if file.name == "model_final.pth":
         origin = f"it is the result of training with {file.parent.name}.yaml; train that first, or give another file"
     raise InputError(f"MODEL.WEIGHTS {file} not found; {origin}")
+
+
+def check_clips(cfg: CfgNode) -> None:
+    """Have the files of the CLIPs that the model is built with, without reading them.
+
+    Raises:
+        InputError: a missing file, an unknown name, or a download that fails.
+    """
+    node = cfg.MODEL.CLIP_ADAPTER
+    names = {"CLIP_MODEL_NAME": node.CLIP_MODEL_NAME}
+    if node.SEPERATE_ADAPTER:
+        names["REGION_CLIP_ADAPTER.CLIP_MODEL_NAME"] = node.REGION_CLIP_ADAPTER.CLIP_MODEL_NAME
+    if cfg.MODEL.META_ARCHITECTURE not in WITH_TEXT:
+        return
+    for key, name in names.items():
+        try:
+            fetch_clip(name)
+        except InputError as error:
+            raise InputError(f"MODEL.CLIP_ADAPTER.{key}: {error}") from error
 
 
 def take_prompt_from_weights(cfg: CfgNode) -> None:

@@ -35,14 +35,14 @@ from prompt_pretrain.process_watch import ProcessWatch, watched_evaluation
 from prompt_pretrain.run_setup import explained_loading, forget_earlier_run
 from prompt_pretrain.sample_randomness import random_numbers_of
 from prompt_pretrain.schedule_scaling import scale_schedule
+from prompt_pretrain.strict_loading import CLASS_NAMES, SEEN_CLASSES
 from segmentation.checkpoint import SegmentationCheckpointer, weights_to_load
 from segmentation.class_counts import check_class_counts
-from segmentation.class_embedding_hook import apply_class_embeddings
+from segmentation.class_embedding_hook import apply_class_embeddings, trained_classes
 from segmentation.data import build_test_loader, build_train_loader
 from segmentation.evaluate import build_evaluator, do_test, evaluate_on, write_report
 from segmentation.normalizers import find_counters
 from segmentation.optimizer import build_optimizer
-from segmentation.setup import check_weights
 from segmentation.wandb_writer import WandbWriter, check_wandb
 
 __all__ = ["Trainer", "load_for_evaluation", "run"]
@@ -63,14 +63,12 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     Returns:
         The results of the test set, of several: data set -> results; empty except on the main process.
     Raises:
-        InputError: weights that are missing, or numbers of classes that disagree; before the model is built.
+        InputError: numbers of classes that disagree; before the model is built.
         TrainingInterrupted: a signal asked the run to stop, and its state is saved.
         LostProcessError: another process is gone.
     """
     file = Path(args.config_file) if args.config_file else Path("custom")
     name = f"{file.parent.name}/{file.stem}"
-    resuming = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
-    check_weights("" if resuming else cfg.MODEL.WEIGHTS)
     check_class_counts(cfg, eval_only=args.eval_only)
     check_wandb(cfg)
     if args.eval_only:
@@ -225,6 +223,9 @@ class Trainer(DefaultTrainer):
         self.checkpointer = SegmentationCheckpointer(
             self.model, self.cfg.OUTPUT_DIR, cfg=self.cfg, trainer=weakref.proxy(self)
         )
+        names, flags = trained_classes(self.cfg)
+        seen = [name for name, flag in zip(names, flags, strict=True) if flag]
+        self.checkpointer.notes = {CLASS_NAMES: list(names), SEEN_CLASSES: seen}
         return [*super().build_hooks(), _SaveAndStop(self.checkpointer, self._stop)]
 
     def build_writers(self) -> list[EventWriter]:

@@ -28,6 +28,7 @@ from prompt_pretrain.atomic_files import write_json
 from prompt_pretrain.classification.registry import dataset_names
 from prompt_pretrain.command_line import run_command
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.wording import counted
 
 _OWN_PACKAGES = ("detection", "segmentation")  # importing them registers their data sets
 _IGNORE_LABEL = 255
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         write_json(args.json, report.as_dict())
     if report.count("error"):
-        print(f"error: {args.name} has {report.count('error')} errors, see above", file=sys.stderr)
+        print(f"error: {args.name} has {counted(report.count('error'), 'error')}, see above", file=sys.stderr)
         return 2
     return 0
 
@@ -136,11 +137,13 @@ def _style(metadata: Any) -> str:
 
 def _check_loaded(report: Report, name: str, metadata: Any) -> list[dict]:
     """Check the entries of a data set that is no json; returns them."""
-    from detectron2.data import DatasetCatalog
+    from detectron2.data import DatasetCatalog, MetadataCatalog
 
     image_root, label_root = metadata.get("image_root"), metadata.get("sem_seg_root")
     if image_root and label_root:
-        check_pairing(report, str(image_root), str(label_root))
+        roots = (MetadataCatalog.get(other).get("image_root") for other in DatasetCatalog.list() if other != name)
+        shared = any(root and Path(root) == Path(image_root) for root in roots)
+        check_pairing(report, str(image_root), str(label_root), shared=shared)
     try:
         records = DatasetCatalog.get(name)
     except Exception as error:  # whatever a loader stumbles over is the finding

@@ -5,6 +5,7 @@ python tools/convert_checkpoint.py resnet50_miil_21k.pth models/resnet50_miil_21
 """
 
 import argparse
+import json
 import os
 import pickle
 import sys
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from prompt_pretrain.command_line import run_command
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.wording import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_paths(source, target)
 
     from detection.checkpoint import read_checkpoint, weights_of
+    from prompt_pretrain.strict_loading import CLASS_NAMES, SEEN_CLASSES, names_in
 
     content = read_checkpoint(str(source))
     try:
@@ -54,11 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     by_suffix = args.backbone or bool(content.get("matching_heuristics"))
     author = content.get("__author__", _AUTHOR if by_suffix else "")
     write = write_pickle if target.suffix == ".pkl" else write_weights
-    write(target, weights, by_suffix=by_suffix, author=author)
+    names = {key: list(names_in(content, key)) for key in (CLASS_NAMES, SEEN_CLASSES) if names_in(content, key)}
+    write(target, weights, by_suffix=by_suffix, author=author, names=names)
 
-    left_out = sorted({*content} - {"model", "state_dict", "matching_heuristics", "__author__"})
+    left_out = sorted({*content} - {"model", "state_dict", "matching_heuristics", "__author__", *names})
     numbers = sum(value.numel() for value in weights.values())
-    print(f"{len(weights)} entries with {numbers / 1e6:.1f} million numbers")
+    print(f"{counted(len(weights), 'entry', 'entries')} with {numbers / 1e6:.1f} million numbers")
     print(f"left out: {', '.join(left_out) or 'nothing'}")
     print(f"written to {target}")
     return 0
@@ -92,21 +96,26 @@ def as_tensors(weights: Mapping[str, object]) -> "dict[str, Tensor]":
     return tensors
 
 
-def write_weights(path: Path, weights: "Mapping[str, Tensor]", *, by_suffix: bool, author: str) -> None:
+def write_weights(
+    path: Path, weights: "Mapping[str, Tensor]", *, by_suffix: bool, author: str, names: Mapping[str, list[str]]
+) -> None:
     from prompt_pretrain.atomic_files import write_safetensors
 
-    metadata = {"format": "pt"}
+    metadata = {"format": "pt"} | {key: json.dumps(value, ensure_ascii=False) for key, value in names.items()}
     if by_suffix:
         metadata |= {"matching_heuristics": "true", "author": author}
     write_safetensors(path, weights, metadata)
 
 
-def write_pickle(path: Path, weights: "Mapping[str, Tensor]", *, by_suffix: bool, author: str) -> None:
+def write_pickle(
+    path: Path, weights: "Mapping[str, Tensor]", *, by_suffix: bool, author: str, names: Mapping[str, list[str]]
+) -> None:
     from prompt_pretrain.atomic_files import atomic_writer
 
     arrays = {name: value.numpy() for name, value in weights.items()}
     with atomic_writer(path) as file:
-        pickle.dump({"model": arrays, "__author__": author or _AUTHOR, "matching_heuristics": by_suffix}, file)
+        origin = {"__author__": author or _AUTHOR, "matching_heuristics": by_suffix}
+        pickle.dump({"model": arrays, **origin, **names}, file)
 
 
 if __name__ == "__main__":

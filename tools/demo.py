@@ -21,6 +21,7 @@ from demo_parts.models import add_model_options, add_vocabulary_options, load_mo
 
 from prompt_pretrain.command_line import run_command
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,14 +152,14 @@ class Demo:
                     video.write(picture)
                     self._record(result)
         if video is not None and video.path is not None:
-            print(f"{source}: {count} frames in {time.monotonic() - began:.1f} s -> {video.path}")
+            print(f"{source}: {counted(count, 'frame')} in {time.monotonic() - began:.1f} s -> {video.path}")
 
     def finish(self) -> int:
         """Write what is about the whole run, and say how it went. 2 if no input could be used."""
         if self.bad:
-            _log.warning("%d of %d inputs could not be used, see above", self.bad, self.seen)
+            _log.warning("%d of %s could not be used, see above", self.bad, counted(self.seen, "input"))
         if self.bad == self.seen and not self.closed:
-            raise InputError(f"none of the {self.seen} inputs could be used, see above")
+            raise InputError("no input could be used, see above")
         if self.files is not None:
             self.json.save(self.files.folder / "predictions.json")
             print(f"results in {self.files.folder}: pictures and predictions.json")

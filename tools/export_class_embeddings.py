@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from prompt_pretrain.command_line import run_command
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.wording import counted
 
 if TYPE_CHECKING:
     import torch
@@ -101,7 +102,8 @@ def choose_device(name: str) -> "torch.device":
 def print_summary(embeddings: "ClassEmbeddings", ties: dict[str, list[int]], output: str) -> None:
     norms = embeddings.embeddings.norm(dim=1)
     repeated = sum(len(ids) - 1 for ids in ties.values())
-    print(f"{len(embeddings)} class embeddings of width {embeddings.width}, {embeddings.clip_id}, {embeddings.prompt}")
+    found = f"{counted(len(embeddings), 'class embedding')} of width {embeddings.width}"
+    print(f"{found}, {embeddings.clip_id}, {embeddings.prompt}")
     print(f"row norms: min {norms.min():.3f}, mean {norms.mean():.3f}, max {norms.max():.3f}")
     if ties:
         shown = ", ".join(repr(name) for name in list(ties)[:_TIES_SHOWN])

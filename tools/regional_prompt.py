@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from prompt_pretrain.command_line import run_command
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.wording import counted
 
 if TYPE_CHECKING:
     from prompt_pretrain.regional.fetching import FetchLimits
@@ -101,7 +102,7 @@ def run_crops(args: argparse.Namespace) -> None:
         left_out = f"{counts.too_small:,} too small, {counts.over_quota:,} beyond {args.per_class} per class"
         problems = f", {len(counts.missing):,} images missing, {len(counts.damaged):,} not usable"
         shown = problems if counts.missing or counts.damaged else ""
-        print(f"{split}: {counts.kept:,} crops of {counts.boxes:,} boxes ({left_out}{shown})")
+        print(f"{split}: {counted(counts.kept, 'crop')} of {counted(counts.boxes, 'box', 'boxes')} ({left_out}{shown})")
     print(f"written to {args.output}")
 
 
@@ -137,7 +138,8 @@ def run_embed(args: argparse.Namespace) -> None:
     if args.entries:
         write_entries(classes, args.entries)
     norms = embeddings.embeddings.norm(dim=1)
-    print(f"{len(embeddings)} class embeddings of width {embeddings.width}, {embeddings.clip_id}, {embeddings.prompt}")
+    found = f"{counted(len(embeddings), 'class embedding')} of width {embeddings.width}"
+    print(f"{found}, {embeddings.clip_id}, {embeddings.prompt}")
     print(f"row norms: min {norms.min():.3f}, mean {norms.mean():.3f}, max {norms.max():.3f}")
     print(f"written to {args.output}")
 
@@ -164,7 +166,7 @@ def run_index(args: argparse.Namespace) -> None:
         cache_folder=args.cache_dir,
         progress=sys.stderr.isatty(),
     )
-    print(f"{args.output}: {count:,} images")
+    print(f"{args.output}: {counted(count, 'image')}")
 
 
 def _add_retrieve(steps: Any) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from prompt_pretrain.command_line import run_command
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.wording import counted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--dataset {args.dataset} is not registered; tools/check_dataset.py --list names all")
     mapping = MetadataCatalog.get(args.dataset).get("stuff_dataset_id_to_contiguous_id")
     count = write_pseudo_label_maps(args.predictions, args.output, mapping)
-    print(f"{count} label maps in {args.output}")
+    print(f"{counted(count, 'label map')} in {args.output}")
     return 0
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 import detection
 from detection.api import CONFIG_FOLDER, Detector, load
+from detection.reset_classifier import box_predictors
 from detection.results import DetectionResult
 from prompt_pretrain.class_embeddings import ClassEmbeddings
 from prompt_pretrain.class_groups import ClassGroups
@@ -148,6 +149,33 @@ def test_weights_bring_their_classes_if_there_are_as_many(detector: Detector, tm
         other.predict(picture())
     expected = again.set_classes(NAMES).predict(picture())
     same(other.set_classes(NAMES).predict(picture()), expected)
+
+
+def test_weights_that_know_their_classes_need_nothing_else(
+    detector: Detector, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "model.pth"
+    cache = ["MODEL.CLASS_EMBEDDINGS.CACHE_DIR", str(tmp_path)]
+    fresh = load(CONFIG, "", "cpu", overrides=[*FEW, *cache, "MODEL.ROI_HEADS.NUM_CLASSES", 3])
+    torch.save({"model": fresh.model.state_dict(), "class_names": list(NAMES)}, path)
+    again = load(CONFIG, path, "cpu", overrides=[*FEW, *cache])  # the config says 96 classes
+    assert again.class_names == NAMES
+    expected = box_predictors(fresh.model)[0].cls_score.zs_weight  # random ones differ between the stages
+    assert all(torch.allclose(each.cls_score.zs_weight, expected) for each in box_predictors(again.model))
+    # A published file of the config, and a json that is no longer there.
+    cfg = again.cfg.clone()
+    ClassEmbeddings(torch.eye(64)[:4], ("a", "b", "c", "d")).save(tmp_path / "e.safetensors")
+    cfg.MODEL.ROI_BOX_HEAD.ZEROSHOT_WEIGHT_PATH = str(tmp_path / "e.safetensors")
+    assert load(cfg, path, "cpu").class_names == NAMES
+    assert load(cfg, path, "cpu", overrides=["MODEL.CLASS_EMBEDDINGS.VOCABULARY", "a,b"]).class_names == ("a", "b")
+    cfg.MODEL.CLASS_EMBEDDINGS.VOCABULARY = str(tmp_path / "gone.json")
+    assert load(cfg, path, "cpu").class_names == NAMES
+    assert "gone.json" in caplog.text
+    with pytest.raises(InputError, match=r"gone\.json"):
+        load(cfg, path, "cpu", overrides=["MODEL.CLASS_EMBEDDINGS.VOCABULARY", str(tmp_path / "gone.json")])
+    torch.save({"model": fresh.model.state_dict()}, path)
+    with pytest.raises(InputError, match=r"gone\.json"):
+        load(cfg, path, "cpu")
 
 
 def test_the_config_that_a_run_has_written_names_its_classes(detector: Detector, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from detection.checkpoint import DeticCheckpointer, has_own_classes, read_checkpoint, weights_of
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.strict_loading import CLASS_NAMES, names_in
 from tests.detection.released_models import released_config
 from third_party import detectron2_source
 
@@ -97,6 +98,31 @@ def test_incomplete_weights_are_a_warning_in_training_and_an_error_in_evaluation
         match=r"cls_score\.weight has shape \(3, 2\), the model \(2, 2\); cls_score\.bias is missing; give the check",
     ):
         DeticCheckpointer(Small()).load_all(path)
+
+
+def test_the_checkpoint_of_another_model_is_an_error_in_training_too(tmp_path: Path) -> None:
+    torch.save({"model": {"sem_seg_head.a": torch.zeros(1), "criterion.b": torch.zeros(1)}}, tmp_path / "a.pth")
+    with pytest.raises(
+        InputError,
+        match=r"a\.pth is the checkpoint of another model: it has 0 of the 4 entries .* holds sem_seg_head\.a, "
+        r"criterion\.b, the model backbone\.conv1\.weight, cls_score\.weight, …; give",
+    ):
+        DeticCheckpointer(Small()).load(str(tmp_path / "a.pth"))
+
+
+def test_names_of_classes_travel_with_the_weights(tmp_path: Path) -> None:
+    checkpointer = DeticCheckpointer(Small(), str(tmp_path))
+    checkpointer.notes = {CLASS_NAMES: ["a", "b", "c"]}
+    checkpointer.save("a", iteration=3)
+    content = torch.load(tmp_path / "a.pth", weights_only=True)
+    assert content["model"].keys() == Small().state_dict().keys() and content["iteration"] == 3
+    again = DeticCheckpointer(Small())
+    assert names_in(again.load_all(str(tmp_path / "a.pth")), CLASS_NAMES) == ("a", "b", "c")
+    assert again.stored_classifier is not None and again.stored_classifier.shape == (2, 4)
+    assert names_in({CLASS_NAMES: "red"}, CLASS_NAMES) == names_in({}, CLASS_NAMES) == ()
+    save_file(Small().state_dict(), tmp_path / "b.safetensors", {CLASS_NAMES: "nonsense"})
+    with pytest.raises(InputError, match="b.safetensors: class_names of its metadata is no json list"):
+        read_checkpoint(str(tmp_path / "b.safetensors"))
 
 
 def test_safetensors_load_and_a_backbone_finds_its_place(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from prompt_pretrain.config import flatten
 from prompt_pretrain.errors import InputError
-from tests.detection.tiny_runs import write_config
+from tests.detection.tiny_runs import command, parsed, write_config
 
 
 @pytest.fixture
@@ -121,3 +121,15 @@ def test_setup_freezes_and_writes_the_config(tmp_path: Path, missing_json: str) 
     assert json.dumps(flatten(again)) == json.dumps(flatten(cfg))  # files do not tell tuples from lists
     with pytest.raises(InputError, match="nowhere/a.json"):
         setup(argparse.Namespace(config_file=args.config_file, opts=args.opts, eval_only=False))
+
+
+def test_missing_weights_are_told_before_the_config_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for settings, message in (
+        (("MODEL.WEIGHTS", "none.pth"), "MODEL.WEIGHTS none.pth not found"),
+        (("MODEL.WITH_CAPTION", "True", "MODEL.CAPTION_CLIP", "c.pt"), "MODEL.CAPTION_CLIP: no CLIP file c.pt"),
+    ):
+        with pytest.raises(InputError, match=message):
+            setup(parsed(command(tmp_path, *settings, test=False)))
+    assert "SOLVER" not in capsys.readouterr().out and not (tmp_path / "run" / "config.yaml").exists()

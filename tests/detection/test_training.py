@@ -101,7 +101,8 @@ def test_going_on_and_starting_anew(tmp_path: Path) -> None:
     # The iteration in weights to start from does not count.
     other = ["MODEL.WEIGHTS", str(run / "model_0000001.pth"), "OUTPUT_DIR", str(tmp_path / "other")]
     train(["--resume", *arguments, *other, "SOLVER.MAX_ITER", "1"])
-    assert torch.load(tmp_path / "other/model_final.pth", weights_only=True)["iteration"] == 0
+    final = torch.load(tmp_path / "other/model_final.pth", weights_only=True)
+    assert final["iteration"] == 0 and final["class_names"] == list(CLASS_NAMES)
 
 
 def test_loss_that_is_not_finite_is_an_error() -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from prompt_pretrain.clip import Clip, clip_from_config, load_clip, save_clip
+from prompt_pretrain.clip import Clip, clip_from_config, fetch_clip, load_clip, save_clip
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.shapeworld import TINY_CLIP, TINY_CLIP_NAME
 
 VIT = {
     "embed_dim": 48,
@@ -302,3 +303,13 @@ def test_damaged_and_foreign_files_are_explained(tmp_path, clip):
     (tmp_path / "odd.json").write_text(json.dumps(VIT | {"colour": 1}))
     with pytest.raises(InputError, match="open_clip cannot build the CLIP config of .*colour"):
         load_clip(tmp_path / "odd.json")
+
+
+def test_files_can_be_asked_for_without_being_read(tmp_path):
+    assert fetch_clip(TINY_CLIP_NAME) == TINY_CLIP
+    (tmp_path / "clip.pt").write_text("not read")
+    assert fetch_clip(tmp_path / "clip.pt") == tmp_path / "clip.pt"
+    with pytest.raises(InputError, match=r"no CLIP file none\.pt"):
+        fetch_clip("none.pt")
+    with pytest.raises(InputError, match="unknown CLIP 'ViT-B/61'"):
+        fetch_clip("ViT-B/61")

@@ -14,6 +14,7 @@ from prompt_pretrain.class_embeddings import ClassEmbeddings
 from prompt_pretrain.class_groups import ClassGroups
 from prompt_pretrain.errors import InputError
 from segmentation.api import CONFIG_FOLDER, Segmenter, load
+from segmentation.class_counts import classes_of
 from segmentation.config import add_config
 from segmentation.results import SegmentationResult
 
@@ -194,6 +195,22 @@ def test_weights_of_a_training_with_another_number_of_classes(segmenter: Segment
     torch.save({"model": segmenter.model.state_dict()}, path)
     again = load(tiny_config(), path, "cpu", overrides=["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 4]).set_classes(NAMES)
     torch.testing.assert_close(scores(again, picture()), scores(segmenter, picture()))
+
+
+def test_weights_tell_classes_that_the_config_does_not_know(segmenter: Segmenter, tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save(
+        {"model": segmenter.model.state_dict(), "class_names": list(NAMES), "seen_class_names": list(NAMES[:2])}, path
+    )
+    for data_sets in (("not_registered_train",), ("voc_base_sem_seg_train",)):
+        cfg = tiny_config()
+        cfg.DATASETS.TRAIN = data_sets
+        again = load(cfg, path, "cpu")
+        assert again.class_names == NAMES
+        assert again.model.vocabulary.of([])[1].tolist() == [1, 1, 0]
+    known = {"model": segmenter.model.state_dict(), "class_names": list(classes_of("voc_base_sem_seg_train"))}
+    torch.save(known, path)
+    assert load(tiny_config(), path, "cpu").class_names == classes_of("voc_sem_seg_test")
 
 
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:

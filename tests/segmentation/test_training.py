@@ -16,7 +16,7 @@ from segmentation import training
 from segmentation.checkpoint import weights_to_load
 from segmentation.task import main, setup
 from segmentation.training import Trainer
-from tests.segmentation.tiny_runs import TEST, command, parsed, registered
+from tests.segmentation.tiny_runs import CLASS_NAMES, TEST, command, parsed, registered
 
 NO_TEST = ("DATASETS.TEST", "()")
 
@@ -133,7 +133,9 @@ def test_command_trains_evaluates_goes_on_and_starts_anew(tmp_path: Path) -> Non
 
     # The iteration in weights to start from does not count.
     main(parsed([*arguments, *weights, "SOLVER.MAX_ITER", "1", *NO_TEST]))
-    assert torch.load(tmp_path / "other/model_final.pth", weights_only=True)["iteration"] == 0
+    final = torch.load(tmp_path / "other/model_final.pth", weights_only=True)
+    assert final["iteration"] == 0
+    assert final["class_names"] == final["seen_class_names"] == list(CLASS_NAMES[:3])
 
 
 def test_evaluation_in_between_changes_nothing(tmp_path: Path) -> None:
@@ -170,13 +172,19 @@ def test_weights_of_a_backbone_are_not_for_a_model_without_one(tmp_path: Path) -
     assert inference_on_dataset(model, loader, evaluator)["macc_top5"] == 100
 
 
-def test_missing_weights_are_an_error(tmp_path: Path) -> None:
+def test_missing_weights_are_an_error_before_the_config_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = command(tmp_path, "MODEL.WEIGHTS", str(tmp_path / "stage_1/model_final.pth"), stage=1)
     with pytest.raises(InputError, match="model_final.pth not found; it is the result of training with stage_1.yaml"):
         main(parsed(arguments))
     with pytest.raises(InputError, match="x.pth not found; give an existing file"):
         main(parsed([*arguments, "MODEL.WEIGHTS", "x.pth"]))
+    clip = ["MODEL.WEIGHTS", "", "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME", "y.pt"]
+    with pytest.raises(InputError, match=r"MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME: no CLIP file y\.pt"):
+        main(parsed([*arguments, *clip]))
+    assert "SOLVER" not in capsys.readouterr().out and not (tmp_path / "run" / "config.yaml").exists()
     weights = tmp_path / "half.pth"
     torch.save({"model": {"x": torch.zeros(1)}}, weights)
-    with pytest.raises(InputError, match="the checkpoint does not fit the model: clip_adapter.prompt_learner.prefix"):
+    with pytest.raises(InputError, match=r"half\.pth is .* of another model: .* holds x, the model clip_adapter\."):
         main(parsed(["--eval-only", *arguments, "MODEL.WEIGHTS", str(weights)]))

@@ -290,6 +290,15 @@ def test_label_maps_are_opened(tool, tmp_path):
     assert report.facts == {"images": 6, "classes": 3, "classes without a pixel": 1}
 
 
+def test_images_of_other_data_sets_in_a_folder_are_no_problem(tool, tmp_path):
+    write_sem_seg(tmp_path)
+    DatasetCatalog.register("checked_sem_seg_val", list)
+    MetadataCatalog.get("checked_sem_seg_val").image_root = str(tmp_path / "images")
+    report = tool.check_dataset("checked_sem_seg")
+    assert "image without label map" not in kinds(report) and kinds(report)["label map without image"] == 1
+    assert report.facts["more images without label map in a folder of several data sets"] == 1
+
+
 def test_entries_of_a_function_are_checked(tool, tmp_path):
     write_image(tmp_path / "a.png")
     box = {"bbox": [2, 2, 12, 12], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
@@ -394,7 +403,9 @@ def test_open_images(tool, tmp_path):
 
 def test_names_of_detection_are_known(tool, tmp_path, capsys):
     assert run_command(tool.main, ["objects365_v2_val", "--no-files"]) == 2
-    assert "zhiyuan_objv2_val_fixname.json: No such file" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "zhiyuan_objv2_val_fixname.json: No such file or directory; data sets lie below" in out
+    assert "nothing could be read" in out and "\n1 error, 0 warnings" in out
 
 
 def test_names_of_segmentation_are_known(tool, tmp_path, capsys):

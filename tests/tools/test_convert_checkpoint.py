@@ -35,6 +35,14 @@ def test_weights_of_a_training_state_become_safetensors(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("suffix", [".pkl", ".safetensors"])
+def test_class_names_stay(tmp_path, capsys, suffix):
+    torch.save({"model": {"a": torch.zeros(1)}, "class_names": ["Bär", "b"], "iteration": 5}, tmp_path / "a.pth")
+    assert run(tmp_path / "a.pth", tmp_path / f"b{suffix}") == 0
+    assert "left out: iteration\n" in capsys.readouterr().out
+    assert read_checkpoint(str(tmp_path / f"b{suffix}"))["class_names"] == ["Bär", "b"]
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".safetensors"])
 def test_a_backbone_finds_its_place_in_a_model(tmp_path, suffix):
     backbone = nn.Linear(2, 3)
     torch.save(

@@ -227,7 +227,7 @@ def test_pictures_are_shown_in_a_window(
         ("--input {in} --output {out}.png", "is one picture, but there are 4 inputs; give a folder"),
         ("--input {in} --output {in}/notes.txt", "notes.txt is a file, and no picture; give a folder"),
         ("--input {in} --output {in}/notes.txt/below", "cannot write below {in}/notes.txt"),
-        ("--input {in}/broken.jpg --output {out}", "none of the 1 inputs could be used"),
+        ("--input {in}/broken.jpg --output {out}", "no input could be used"),
     ],
 )
 def test_bad_inputs_and_outputs(

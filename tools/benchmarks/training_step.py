@@ -31,7 +31,7 @@ KINDS = {
         "aten::convolution_backward",
         "aten::mkldnn_convolution",
         "aten::cudnn_convolution",
-        "aten::_conv",
+        "aten::_slow_conv",
     ),
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_dot"),
     "normalisation": ("aten::native_batch_norm", "aten::native_group_norm", "aten::native_layer_norm"),

@@ -122,7 +122,8 @@ def _read(report: Report, json_file: str) -> dict[str, list] | None:
     try:
         content = json.loads(Path(json_file).read_text(encoding="utf-8"))
     except OSError as error:
-        report.error("annotation file", f"{json_file}: {error.strerror}")
+        where = f"; data sets lie below {os.environ.get('DETECTRON2_DATASETS', 'datasets')} (DETECTRON2_DATASETS)"
+        report.error("annotation file", f"{json_file}: {error.strerror}{where}")
         return None
     except (ValueError, RecursionError) as error:
         report.error("annotation file", f"{json_file} is not valid JSON: {error}")

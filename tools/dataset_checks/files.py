@@ -64,8 +64,12 @@ def check_label_maps(
         report.facts["classes without a pixel"] = sum(pixels[index] == 0 for index in range(num_classes))
 
 
-def check_pairing(report: Report, image_root: str, label_root: str) -> None:
-    """Images and label maps of a folder each are paired by name; those without a partner are not used."""
+def check_pairing(report: Report, image_root: str, label_root: str, *, shared: bool = False) -> None:
+    """Images and label maps of a folder each are paired by name; those without a partner are not used.
+
+    Args:
+        shared: other data sets have images in this folder, as the splits of VOC, so surplus ones are no problem.
+    """
     folders = {"image": Path(image_root), "label map": Path(label_root)}
     for what, folder in folders.items():
         if not folder.is_dir():
@@ -73,7 +77,11 @@ def check_pairing(report: Report, image_root: str, label_root: str) -> None:
             return
     stems = {what: {path.stem: path for path in folder.iterdir() if path.is_file()} for what, folder in folders.items()}
     for what, other in (("image", "label map"), ("label map", "image")):
-        for stem in sorted(stems[what].keys() - stems[other].keys()):
+        alone = sorted(stems[what].keys() - stems[other].keys())
+        if what == "image" and shared and alone:
+            report.facts["more images without label map in a folder of several data sets"] = len(alone)
+            continue
+        for stem in alone:
             report.warning(f"{what} without {other}", f"{stems[what][stem]}; it is not used")
 
 

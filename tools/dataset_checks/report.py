@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from prompt_pretrain.wording import counted
+
 
 @dataclass
 class Finding:
@@ -51,7 +53,8 @@ class Report:
 
     def as_text(self) -> str:
         """Everything for people."""
-        lines = [f"{self.name}: " + ", ".join(f"{value} {key}" for key, value in self.facts.items())]
+        facts = ", ".join(f"{value} {key}" for key, value in self.facts.items())
+        lines = [f"{self.name}: {facts or 'nothing could be read'}"]
         for severity in ("error", "warning"):
             for kind, finding in self.findings.items():
                 if finding.severity == severity:
@@ -59,7 +62,7 @@ class Report:
                     lines += [f"{'':18}{example}" for example in finding.examples]
                     if finding.count > len(finding.examples):
                         lines.append(f"{'':18}and {finding.count - len(finding.examples)} more")
-        lines.append(f"{self.count('error')} errors, {self.count('warning')} warnings")
+        lines.append(", ".join(counted(self.count(severity), severity) for severity in ("error", "warning")))
         return "\n".join(lines)
 
     def _add(self, severity: str, kind: str, message: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.image_inputs import IMAGE_SUFFIXES, VIDEO_SUFFIXES, ImageInput
+from prompt_pretrain.wording import counted
 
 __all__ = ["Sources", "camera_frames", "find_sources", "frame_rate", "screen_frames"]
 _USUAL_FRAME_RATE = 25.0
@@ -90,7 +91,8 @@ def camera_frames(number: int) -> Iterator[ImageInput]:
         while True:
             found, pixels = camera.read()
             if not found:
-                raise InputError(f"camera {number} gives no pictures any more, after {count}; plug it in again")
+                given = counted(count, "picture")
+                raise InputError(f"camera {number} gives no pictures any more, after {given}; plug it in again")
             yield ImageInput(f"camera{number}#{count}", pixels)
             count += 1
     finally:
