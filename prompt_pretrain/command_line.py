@@ -26,8 +26,8 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     try:
         return main(argv) or 0
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
+    except KeyboardInterrupt as stopped:  # with a text if the command knows what is kept
+        print(f"interrupted; {str(stopped) or 'run the same command again to continue'}", file=sys.stderr)
         return 130
     except InputError as error:
         return _complain(str(error), 2)

@@ -67,12 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_output(args.output, len(sources.images) + 2 * len(sources.videos) + 2 * bool(args.webcam))
     task, model = load_model(args)
     demo = Demo(task, model, args)
-    demo.look_at_images(sources.images)
-    for video in sources.videos:
-        demo.look_at_video(video)
-    if args.webcam:
-        frames = screen_frames() if args.webcam == "screen" else camera_frames(int(args.webcam))
-        demo.look_live(frames, Path("screen" if args.webcam == "screen" else f"camera{args.webcam}"))
+    try:
+        demo.look_at_images(sources.images)
+        for video in sources.videos:
+            demo.look_at_video(video)
+        if args.webcam:
+            frames = screen_frames() if args.webcam == "screen" else camera_frames(int(args.webcam))
+            demo.look_live(frames, Path("screen" if args.webcam == "screen" else f"camera{args.webcam}"))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(demo.keep()) from None
     return demo.finish()
 
 
@@ -90,7 +93,7 @@ class Demo:
         self.files = Folder(output) if output is not None and self.one_picture is None else None
         self.window = Window() if output is None else None
         self.json = CocoJson()
-        self.seen = self.bad = 0
+        self.seen = self.bad = self.found = 0
         self.closed = False
 
     def look_at_images(self, paths: Sequence[Path]) -> None:
@@ -125,10 +128,15 @@ class Demo:
 
     def look_live(self, frames: Iterator["ImageInput"], source: Path) -> None:
         if not self.closed:
-            self._look_at_frames(frames, source, _CAMERA_RATE, batch_size=1)
+            self._look_at_frames(frames, source, _CAMERA_RATE, batch_size=1, live=True)
 
     def _look_at_frames(
-        self, frames: Iterator["ImageInput | ImageError"], source: Path, rate: float, batch_size: int
+        self,
+        frames: Iterator["ImageInput | ImageError"],
+        source: Path,
+        rate: float,
+        batch_size: int,
+        live: bool = False,
     ) -> None:
         from contextlib import nullcontext
         from itertools import islice
@@ -137,22 +145,29 @@ class Demo:
         from tqdm import tqdm
 
         frames = islice(frames, self.args.max_frames)
-        began, count = time.monotonic(), 0
+        began, count, stopped = time.monotonic(), 0, False
         into_file = nullcontext() if self.files is None else video_writer(self.files, source, rate)
         with into_file as video, tqdm(unit=" frames", leave=False, disable=None, dynamic_ncols=True) as bar:
-            for result, pixels in self._results(frames, batch_size):
-                picture = self._draw(result, pixels)
-                count += 1
-                bar.update()
-                if self.window is not None:
-                    self.closed = not self.window.show(picture, wait=False)
-                    if self.closed:
-                        break
-                elif video is not None:
-                    video.write(picture)
-                    self._record(result)
+            try:
+                for result, pixels in self._results(frames, batch_size):
+                    picture = self._draw(result, pixels)
+                    count += 1
+                    bar.update()
+                    if self.window is not None:
+                        self.closed = not self.window.show(picture, wait=False)
+                        if self.closed:
+                            break
+                    elif video is not None:
+                        video.write(picture)
+                        self._record(result)
+            except KeyboardInterrupt:
+                if not live:  # what is left of a video would pass for all of it
+                    raise
+                stopped = True
         if video is not None and video.path is not None:
             print(f"{source}: {counted(count, 'frame')} in {time.monotonic() - began:.1f} s -> {video.path}")
+        if stopped:
+            raise KeyboardInterrupt
 
     def finish(self) -> int:
         """Write what is about the whole run, and say how it went. 2 if no input could be used."""
@@ -160,12 +175,23 @@ class Demo:
             _log.warning("%d of %s could not be used, see above", self.bad, counted(self.seen, "input"))
         if self.bad == self.seen and not self.closed:
             raise InputError("no input could be used, see above")
+        if not self.found and not self.closed and self.task == "detection":
+            least = self.args.confidence_threshold
+            print(f"nothing scored {least:g} or more; lower --confidence-threshold, or look for other words")
         if self.files is not None:
             self.json.save(self.files.folder / "predictions.json")
             print(f"results in {self.files.folder}: pictures and predictions.json")
         elif self.one_picture is not None:
             print(f"written to {self.one_picture}")
         return 0
+
+    def keep(self) -> str:
+        """Write what is about the run so far; says what there is, for people who have stopped it."""
+        if self.files is None or not len(self.json):
+            return "nothing is kept, the same command starts anew"
+        path = self.files.folder / "predictions.json"
+        self.json.save(path)
+        return f"{path} and the pictures beside it show what was seen so far, the same command starts anew"
 
     @property
     def _files(self) -> Any:
@@ -191,6 +217,7 @@ class Demo:
             done += 1
             if self.task == "detection":
                 result = result.above(self.args.confidence_threshold)
+            self.found += len(result)
             for index in [index for index in waiting if index < result.index]:
                 del waiting[index]  # left out by the model
             yield result, waiting.pop(result.index)

@@ -12,6 +12,7 @@ Any folder with one sub-folder of images per class is a data set too: --datasets
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -65,7 +66,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--precision", default="amp", choices=("fp32", "amp"), help="of the image tower on a GPU (default amp)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add("--batch-size", type=_positive, default=100, help="images per process and forward pass")
-    add("--num-workers", type=int, default=4, help="processes that read images")
+    add("--num-workers", type=int, default=min(4, os.cpu_count() or 1), help="processes that read images")
     add("--cache-dir", metavar="DIR", help="image features; default ~/.cache/prompt_pretrain/image_features")
     add("--per-class", action="store_true", help="also write every class's accuracy to the json")
     add("--json", metavar="FILE", help="write all numbers there")
@@ -151,6 +152,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.text:
                 with atomic_writer(args.text, "w") as file:
                     file.write("\n".join(texts) + "\n")
+    except KeyboardInterrupt:
+        from prompt_pretrain.classification.cache_folder import cache_folder
+
+        where = args.cache_dir or cache_folder("image_features")
+        raise KeyboardInterrupt(f"image features so far are kept in {where}, the same command goes on") from None
     finally:
         distributed.shutdown()
     return 0

@@ -43,7 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        write(args.output, workers=args.workers, progress=progress)
+        try:
+            write(args.output, workers=args.workers, progress=progress)
+        except KeyboardInterrupt:
+            drawn = f"{args.output.rstrip('/')}.partial"
+            raise KeyboardInterrupt(f"what is drawn is kept in {drawn}, the same command goes on") from None
     return 0
 
 

@@ -22,6 +22,7 @@ def raising(error: BaseException):
         (OSError(errno.ENOSPC, "No space left", "out.pt"), 1, "error: out.pt: the disk is full; free some space"),
         (PermissionError(errno.EACCES, "denied", "/out"), 1, "error: /out: permission denied; choose another folder"),
         (KeyboardInterrupt(), 130, "interrupted; run the same command again to continue\n"),
+        (KeyboardInterrupt("half is kept in out"), 130, "interrupted; half is kept in out\n"),
     ],
 )
 def test_what_went_wrong_is_one_line_and_an_exit_code(error, code, line, capsys: pytest.CaptureFixture) -> None:

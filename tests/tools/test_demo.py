@@ -143,6 +143,40 @@ def test_the_threshold_holds(run: Callable[..., int], pictures: Path, tmp_path: 
     assert len(json.loads((tmp_path / "o" / "predictions.json").read_text())["annotations"]) == 2
 
 
+def test_ctrl_c_leaves_whole_files_and_says_which(
+    run: Callable[..., int],
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    whole = Fake.run
+
+    def interrupted(model: Fake, entries: Any) -> list[Any]:
+        if len(model.sizes) == 2:
+            raise KeyboardInterrupt
+        return whole(model, entries)
+
+    monkeypatch.setattr(Fake, "run", interrupted)
+    output = tmp_path / "out"
+    assert run("--input", pictures, "--output", output, "--batch-size", 1) == 130
+    assert written(output) == ["a.jpg", "b.png", "predictions.json"]
+    assert len(json.loads((output / "predictions.json").read_text())["images"]) == 2
+    assert "interrupted; " in (text := capsys.readouterr().err) and "the same command starts anew" in text
+    assert run("--input", video(tmp_path / "v.mp4"), "--output", tmp_path / "v", "--batch-size", 1) == 130
+    assert written(tmp_path / "v") == ["predictions.json"]  # no video that is shorter than it looks
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    assert run("--webcam", "--output", tmp_path / "w") == 130  # the only way to stop a camera
+    assert written(tmp_path / "w") == ["camera0.mp4", "predictions.json"]
+
+
+def test_a_run_that_finds_nothing_says_what_to_change(
+    run: Callable[..., int], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert run("--input", pictures / "a.jpg", "--output", tmp_path / "o", "--confidence-threshold", 0.95) == 0
+    assert "nothing scored 0.95 or more; lower --confidence-threshold" in capsys.readouterr().out
+
+
 def video(path: Path, frames: int = 5) -> Path:
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 12, (64, 48))
     for value in range(frames):

@@ -93,6 +93,16 @@ def test_a_prompt_of_another_clip_is_named(world, tmp_path, capsys):
     assert "width 8" in capsys.readouterr().err
 
 
+def test_ctrl_c_says_what_is_kept(world, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("prompt_pretrain.clip.Clip.encode_image", interrupted)
+    assert run_command(main, [*arguments(world), "--cache-dir", str(world / "other_cache")]) == 130
+    stopped = f"interrupted; image features so far are kept in {world / 'other_cache'}, the same command goes on"
+    assert capsys.readouterr().err.splitlines()[-1] == stopped
+
+
 def test_all_data_sets_give_the_papers_table(world, tmp_path, capsys):
     write_all(tmp_path / "data")
     prompt = SoftPrompt.random(4, 32, seed=1)

@@ -29,6 +29,18 @@ def test_it_writes_a_world_and_leaves_a_finished_one_alone(tmp_path):
     assert [path.stat().st_mtime_ns for path in pictures] == times
 
 
+def test_ctrl_c_keeps_what_is_drawn(tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("prompt_pretrain.shapeworld.world_folder.WorldFolder.publish", interrupted)
+        assert small(tmp_path / "world") == 130
+    kept = tmp_path / "world.partial"
+    assert f"interrupted; what is drawn is kept in {kept}, the same command goes on" in capsys.readouterr().err
+    assert small(tmp_path / "world") == 0 and not kept.exists()
+
+
 def test_bad_input_is_one_line_and_code_2(tmp_path, capsys):
     assert small(tmp_path / "world", "--quiet") == 0
     capsys.readouterr()

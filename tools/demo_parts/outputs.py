@@ -123,7 +123,12 @@ class CocoJson:
             entry.setdefault("area", entry["bbox"][2] * entry["bbox"][3])
             self._annotations.append({"id": len(self._annotations) + 1, **entry, "iscrowd": 0})
 
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._images)
+
     def save(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
         categories = [{"id": number, "name": name} for number, name in enumerate(self._names, start=1)]
         write_json(path, {"images": self._images, "annotations": self._annotations, "categories": categories})
 
