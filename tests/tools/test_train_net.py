@@ -3,11 +3,11 @@
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,10 +22,11 @@ from prompt_pretrain.command_line import run_command
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.pretrain import TrainingInterrupted
 from tests.detection.tiny_runs import CLASS_NAMES, command, write_config
+from tests.prompt_pretrain import processes
+from tests.tools.test_elastic import NEVER, torchrun
 from tools import train_net
 
 ROOT = Path(__file__).parents[2]
-TOOL = [sys.executable, str(ROOT / "tools" / "train_net.py")]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -85,9 +86,24 @@ def test_a_broken_annotation_file_to_evaluate_on_is_bad_input(
     assert text.startswith(f"error: the data set cannot be loaded: {tmp_path}/lvis.json is not valid JSON: Unterm")
 
 
-def start(arguments: list[str], log: Path, tool: list[str] = TOOL) -> subprocess.Popen:
+def start(arguments: list[str], log: Path) -> BaseProcess:
+    """The command in a process of its own, which has the imports done."""
+    return processes.start(run_in_process, arguments, log)
+
+
+def run_in_process(arguments: list[str], log: Path) -> None:
     with log.open("w") as file:
-        return subprocess.Popen([*tool, *arguments], env=ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT)
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.exit(run_command(train_net.main, arguments))
+
+
+def succeed(arguments: list[str], log: Path) -> str:
+    """What the command says; it must end well."""
+    process = start(arguments, log)
+    process.join()
+    assert process.exitcode == 0, log.read_text()
+    return log.read_text()
 
 
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -99,25 +115,23 @@ def test_killed_run_resumes_and_ends_bit_identical(tmp_path: Path) -> None:
     folders = [tmp_path / "whole", tmp_path / "killed"]
     for folder in folders:
         folder.mkdir()
-    whole = start(command(folders[0], "SOLVER.MAX_ITER", "6"), tmp_path / "whole.log")
+    succeed(command(folders[0], "SOLVER.MAX_ITER", "6"), tmp_path / "whole.log")
     arguments = command(folders[1], "SOLVER.MAX_ITER", "6")
     killed = start(arguments, tmp_path / "killed.log")
     deadline = time.monotonic() + 120
     while not (folders[1] / "run/last_checkpoint").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+        time.sleep(0.005)
+    killed.kill()
+    killed.join()
     assert not (folders[1] / "run/model_final.pth").exists(), (tmp_path / "killed.log").read_text()
-    assert start(["--resume", *arguments], tmp_path / "resumed.log").wait() == 0, (tmp_path / "resumed.log").read_text()
-    assert whole.wait() == 0, (tmp_path / "whole.log").read_text()
-    assert "training from iteration 2 to 6" in (tmp_path / "resumed.log").read_text()
+    assert "training from iteration 2 to 6" in succeed(["--resume", *arguments], tmp_path / "resumed.log")
     one, other = map(final_weights, folders)
     assert one.keys() == other.keys()
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
     # The result is what an evaluation reads, and its table is there.
     evaluation = ["--eval-only", *command(folders[0], "MODEL.WEIGHTS", str(folders[1] / "run/model_final.pth"))]
-    assert start(evaluation, tmp_path / "test.log").wait() == 0, (tmp_path / "test.log").read_text()
+    succeed(evaluation, tmp_path / "test.log")
     tables = [(folder / "run/results.md").read_text() for folder in folders]
     assert tables[0] == tables[1]
     assert json.loads((folders[0] / "run/results.json").read_text())["custom_test"].keys() == {"bbox", "segm"}
@@ -130,10 +144,10 @@ def test_two_processes_train_alike_under_both_launchers(tmp_path: Path) -> None:
         folder.mkdir()
     short = ["SOLVER.MAX_ITER", "2", "FIND_UNUSED_PARAM", "True"]
     launch = ["--num-gpus", "2", "--dist-url", "auto", *command(folders[0], *short, test=False)]
-    assert start(launch, tmp_path / "launch.log").wait() == 0, (tmp_path / "launch.log").read_text()
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", TOOL[1]]
-    run = start(command(folders[1], *short, test=False), tmp_path / "torchrun.log", torchrun)
-    assert run.wait() == 0, (tmp_path / "torchrun.log").read_text()
+    script = [sys.executable, str(ROOT / "tools" / "train_net.py"), *launch]
+    done = subprocess.run(script, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    torchrun(tmp_path / "torchrun logs", "train_net", NEVER, command(folders[1], *short, test=False))
     one, other = map(final_weights, folders)
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
