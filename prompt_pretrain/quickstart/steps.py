@@ -68,12 +68,12 @@ class Plan:
 FULL_PLAN = Plan(
     Recipe(num_classes=800, num_novel=200, images_per_class=8, val_per_class=3),
     (32, 256, None),
-    (15.0, 45.0, 15.0, 25.0, 70.0, 1.0, 25.0),
+    (8.0, 21.0, 7.0, 12.0, 17.0, 0.5, 8.0),
 )
 FAST_PLAN = Plan(
     Recipe(num_classes=200, num_novel=50, images_per_class=6, val_per_class=3),
     (32, None),
-    (4.0, 12.0, 6.0, 10.0, 1.0, 6.0),
+    (3.6, 4.3, 2.5, 2.5, 0.2, 2.7),
     ("DATALOADER.TRAIN_X.BATCH_SIZE", "64"),
 )
 

@@ -53,7 +53,7 @@ class ScenePlan:
     detector_steps: int
     segmenter_steps: int
     pictures: int = 4
-    expected: tuple[float, float] = (25.0, 300.0)
+    expected: tuple[float, float] = (18.0, 255.0)
 
 
 def _worlds(
@@ -76,7 +76,7 @@ def _worlds(
 
 FULL_SCENES = ScenePlan(*_worlds(60, 20, 500, 100, 60), detector_steps=600, segmenter_steps=1600)
 FAST_SCENES = ScenePlan(
-    *_worlds(30, 10, 200, 40, 24), detector_steps=240, segmenter_steps=700, pictures=2, expected=(8.0, 110.0)
+    *_worlds(30, 10, 200, 40, 24), detector_steps=240, segmenter_steps=700, pictures=2, expected=(8.0, 126.0)
 )
 
 
