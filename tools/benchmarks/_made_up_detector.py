@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import _detection_package  # noqa: F401  makes the package importable
 import torch
 from torch import Tensor, nn
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import _detection_package  # noqa: F401  makes the package importable
+import _package_first  # noqa: F401  (before anything of ours)
 import torch
 from _made_up_detector import SIZE, made_up_classes, made_up_images, make_model
 from _records import Record, fastest, parse_arguments, report
