@@ -1,12 +1,20 @@
 """The benchmark runner on made-up benchmarks."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from prompt_pretrain.errors import InputError
 from tools import run_benchmarks
 
+AS_SCRIPTS = f"""
+import runpy, sys
+sys.path[0] = {str(run_benchmarks.BENCHMARKS)!r}
+for name in ("segmentation", "detection", "training_step"):
+    runpy.run_path(f"{run_benchmarks.BENCHMARKS}/{{name}}.py")
+"""
 SCRIPT = """
 import json, sys
 assert sys.argv[1] == "--quick", sys.argv
@@ -70,3 +78,8 @@ def test_a_broken_record_is_named(folder, tmp_path):
     (tmp_path / "cpu.json").write_text("[]")
     with pytest.raises(InputError, match="cpu.json is no record of benchmarks; remove it"):
         run_benchmarks.render_records(tmp_path)
+
+
+def test_packages_are_found_by_scripts_of_the_same_name(tmp_path):
+    done = subprocess.run([sys.executable, "-c", AS_SCRIPTS], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
