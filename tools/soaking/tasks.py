@@ -1,5 +1,6 @@
 """The trainings of a soak: their data, commands, checkpoints and results."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+_ROOT = Path(__file__).resolve().parents[2]
+_CONFIGS = _ROOT / "configs"
+sys.path.append(str(_ROOT))  # the commands are imported as ``tools.NAME``, which no installation provides
 _SIZE = 96  # pixels of a scene
 
 
