@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from prompt_pretrain.grid_runner import GridRunner
     from prompt_pretrain.grids import SCALES, grid_names, paper_grid
+    from prompt_pretrain.parts_bar import parts_bar
     from prompt_pretrain.pretrain import TrainingInterrupted
     from prompt_pretrain.shapeworld.writers import Recipe, write_imagenet21k
 
@@ -81,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_imagenet21k(data_root / "shapeworld", recipe, workers=max(args.workers, 1))
     try:
         for grid in chosen:
-            with tqdm(unit=" steps", leave=False, disable=None) as bar:
-                found = runner.run(grid, lambda text: tqdm.write(text), _progress(bar))
+            with parts_bar("steps") as show:
+                found = runner.run(grid, lambda text: tqdm.write(text), lambda done, total, run: show(run, done, total))
             _write(grid, found, output, args.document)
     except TrainingInterrupted as stopped:
         print(stopped, file=sys.stderr)
@@ -107,17 +108,6 @@ def _columns(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
         name, _, sets = text.partition("=")
         columns[name] = tuple((sets or name).split(","))
     return columns
-
-
-def _progress(bar: Any) -> Any:
-    def trained(done: int, total: int, text: str) -> None:
-        if done < bar.n:
-            bar.reset(total)
-        bar.total = total
-        bar.set_description(text, refresh=False)
-        bar.update(done - bar.n)
-
-    return trained
 
 
 def _write(grid: Any, found: Any, output: Path, document: str | None) -> None:

@@ -22,11 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_intermixed_args(argv)
     # Loads torch and detectron2: after the options are known to be right.
     from detection.shapeworld_regional import DETECTORS, MARKERS, PROMPTS, RegionalComparison, render
-    from prompt_pretrain.drawing_bar import drawing_bar
+    from prompt_pretrain.parts_bar import parts_bar
     from prompt_pretrain.shapeworld_results import write_section
 
     study = RegionalComparison(args.output, overrides=args.overrides, workers=args.workers)
-    with drawing_bar() as drawn:
+    with parts_bar() as drawn:
         study.prepare(drawn)
     results = study.run(
         args.seeds,

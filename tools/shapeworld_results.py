@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from tqdm import tqdm
 
+    from prompt_pretrain.parts_bar import parts_bar
     from prompt_pretrain.pretrain import TrainingInterrupted
     from prompt_pretrain.shapeworld.writers import Recipe
     from prompt_pretrain.shapeworld_results import ResultsGrid, render, write_section
@@ -65,24 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     results = ResultsGrid(study, args.seeds)
     try:
-        with tqdm(desc="drawing", unit=" images", leave=False, disable=None) as bar:
-
-            def drawn(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            study.write_world(drawn)
+        with parts_bar() as show:
+            study.write_world(lambda done, total: show("drawing", done, total))
         study.encode_images(args.seeds, show_progress=sys.stderr.isatty())
-        with tqdm(unit=" steps", leave=False, disable=None) as bar:
-
-            def trained(done: int, total: int, text: str) -> None:
-                if done < bar.n:
-                    bar.reset(total)
-                bar.total = total
-                bar.set_description(text, refresh=False)
-                bar.update(done - bar.n)
-
-            found = results.run(lambda text: tqdm.write(text), trained)
+        with parts_bar("steps") as show:
+            found = results.run(lambda text: tqdm.write(text), lambda done, total, run: show(run, done, total))
     except TrainingInterrupted as stopped:
         print(stopped, file=sys.stderr)
         return 130

@@ -23,12 +23,12 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_intermixed_args(argv)
     # Loads torch and detectron2: after the options are known to be right.
-    from prompt_pretrain.drawing_bar import drawing_bar
+    from prompt_pretrain.parts_bar import parts_bar
     from prompt_pretrain.shapeworld_results import write_section
     from segmentation.shapeworld_study import MARKERS, SegmentationStudy, render
 
     study = SegmentationStudy(Path(args.output).resolve(), overrides=args.overrides)
-    with drawing_bar() as drawn:
+    with parts_bar() as drawn:
         study.draw(workers=args.workers, progress=drawn)
         study.pretrain(args.seeds, workers=args.workers, progress=drawn)
     results = study.run_all(args.seeds, jobs=args.jobs, announce=lambda text: print(text, flush=True))
