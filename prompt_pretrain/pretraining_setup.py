@@ -42,7 +42,7 @@ from prompt_pretrain.process_watch import watched_evaluation
 from prompt_pretrain.prompt import SoftPrompt, load_prompt
 from prompt_pretrain.prompt_loss import PromptLoss
 from prompt_pretrain.prompt_tokens import PromptTokens, tokenize_prompts
-from prompt_pretrain.run_folder import RunFolder, default_run_folder
+from prompt_pretrain.run_folder import RunFolder, opened_run
 from prompt_pretrain.text_encoder import TextEncoder, encode_templates
 
 logger = logging.getLogger(__name__)
@@ -114,13 +114,8 @@ def pretrain_prompt(cfg: CfgNode, *, config_name: str = "custom", progress: Prog
         TrainingInterrupted: SIGINT or SIGTERM came; the run can be continued.
     """
     device = select_device(cfg)
-    run = RunFolder(cfg.OUTPUT_DIR or default_run_folder(cfg, config_name))
-    if distributed.is_main_process():
-        run.open()
-    try:
+    with opened_run(cfg, config_name) as run:
         return _run(cfg, run, device, progress)
-    finally:
-        run.close()
 
 
 def select_device(cfg: CfgNode) -> torch.device:

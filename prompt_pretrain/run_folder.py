@@ -3,10 +3,13 @@
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
+from prompt_pretrain import distributed
 from prompt_pretrain.atomic_files import atomic_writer
 from prompt_pretrain.checkpoints import CheckpointFolder, remove_temporary_files
 from prompt_pretrain.errors import InputError
@@ -76,6 +79,22 @@ class RunFolder:
         for pattern in ("model.pth.tar-*", "model-best.pth.tar", "checkpoint"):
             for path in self.prompts.glob(pattern):
                 path.unlink()
+
+
+@contextmanager
+def opened_run(cfg: CfgNode, config_name: str) -> Iterator[RunFolder]:
+    """The folder that OUTPUT_DIR names, or the default one; held by the main process for the time of the block.
+
+    Raises:
+        InputError: another run holds it, or it cannot be written to.
+    """
+    run = RunFolder(cfg.OUTPUT_DIR or default_run_folder(cfg, config_name))
+    if distributed.is_main_process():
+        run.open()
+    try:
+        yield run
+    finally:
+        run.close()
 
 
 def default_run_folder(cfg: CfgNode, config_name: str) -> Path:

@@ -38,7 +38,7 @@ from prompt_pretrain.pretraining_setup import (
     write_config,
 )
 from prompt_pretrain.process_watch import watched_evaluation
-from prompt_pretrain.run_folder import RunFolder, default_run_folder
+from prompt_pretrain.run_folder import RunFolder, opened_run
 
 
 def train(cfg: CfgNode, *, config_name: str = "custom", progress: Progress | None = None) -> PretrainReport:
@@ -54,13 +54,8 @@ def train(cfg: CfgNode, *, config_name: str = "custom", progress: Progress | Non
     if cfg.TRAINER.NAME not in LEARNERS:
         return pretrain_prompt(as_prompt_training(cfg), config_name=config_name, progress=progress)
     device = select_device(cfg)
-    run = RunFolder(cfg.OUTPUT_DIR or default_run_folder(cfg, config_name))
-    if distributed.is_main_process():
-        run.open()
-    try:
+    with opened_run(cfg, config_name) as run:
         return _run(cfg, run, device, progress)
-    finally:
-        run.close()
 
 
 def as_prompt_training(cfg: CfgNode) -> CfgNode:
