@@ -9,6 +9,7 @@ their own, the scores of all classes in one matrix per stage, suppression over a
 import argparse
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,8 @@ def main() -> int:
         records = classification_memory(model, options)
         records += inference(model, options)
         records += batches(model, options)
+        if not options.quick:
+            records += compiled_backbone(model, options)
         del model
         records += training(Path(folder), options)
     report(records, options.json)
@@ -116,6 +119,21 @@ def batches(model: nn.Module, options: argparse.Namespace) -> list[Record]:
     return [
         Record("detection/batch8_over_single", ratio, "x", ratio=ratio),
         Record("detection/batch8_ms_per_image", together / 8 * 1e3, "ms", single / 8 * 1e3, ratio),
+    ]
+
+
+@torch.no_grad()
+def compiled_backbone(model: nn.Module, options: argparse.Namespace) -> list[Record]:
+    """``torch.compile`` with static shapes against the backbone as it is used."""
+    images = torch.rand(1, 3, *SIZE, device=options.device)
+    compiled = torch.compile(model.backbone, dynamic=False)
+    began = time.perf_counter()
+    compiled(images)
+    took = time.perf_counter() - began
+    ours, other = fastest([lambda: model.backbone(images), lambda: compiled(images)], 20, options.device)
+    return [
+        Record("detection/backbone_compiled_ms", other * 1e3, "ms", ours * 1e3, ours / other),
+        Record("detection/backbone_compilation_s", took, "s"),
     ]
 
 
