@@ -19,6 +19,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch
 from soaking.disturbances import DataFolder, FullDisk, damage_file, damage_images, empty
 from soaking.tasks import Task
 from torch import Tensor
@@ -99,6 +100,7 @@ class Soak:
 
     def run(self, seconds: float) -> dict[str, Any]:
         """The report: a dict for json."""
+        torch.set_num_threads(1)  # threads that have been used here would leave forked processes waiting for them
         for task in self.tasks:
             importlib.import_module(task.module)
         started = time.monotonic()
