@@ -44,6 +44,21 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
             text = os.strerror(error.errno or errno.ENOENT) if known else str(error).strip().splitlines()[-1]
             return _complain(where + text, 2)
         raise
+    except Exception as error:
+        # A library's own error while it handled that of the disk, such as torch.save's "unexpected pos".
+        reason = _reason_of_the_disk(error)
+        if reason:
+            return _complain(reason, 1)
+        raise
+
+
+def _reason_of_the_disk(error: BaseException | None) -> str:
+    """What is wrong with the disk where that is behind an error; "" where it is not."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            return f"{error.filename}: {_DISK_ERRORS[error.errno]}" if error.filename else _DISK_ERRORS[error.errno]
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _complain(message: str, code: int) -> int:

@@ -35,3 +35,20 @@ def test_success_and_defects() -> None:
     assert run_command(lambda argv: 3) == 3
     with pytest.raises(ZeroDivisionError):
         run_command(raising(ZeroDivisionError()))
+
+
+def test_a_full_disk_behind_the_error_of_a_library(capsys):
+    def main(argv):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    assert run_command(main, []) == 1
+    assert capsys.readouterr().err.startswith("error: the disk is full; free some space")
+
+    def fail(argv):
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        run_command(fail, [])
