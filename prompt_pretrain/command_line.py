@@ -53,9 +53,10 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
 
 
 def _reason_of_the_disk(error: BaseException | None) -> str:
-    """What is wrong with the disk where that is behind an error; "" where it is not."""
+    """That the disk is full, where that is behind an error; "" where it is not."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        # Not other errors of the disk: those may have been dealt with, and what followed is a defect of ours.
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"{error.filename}: {_DISK_ERRORS[error.errno]}" if error.filename else _DISK_ERRORS[error.errno]
         error = error.__cause__ or error.__context__
     return ""

@@ -98,7 +98,7 @@ def plot_curves(curves: Sequence[Curve], *, title: str, xlabel: str, ylabel: str
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(curves) > 1:
             longest = max(len(curve.name) for curve in curves)
-            figure.legend(loc="outside lower center", ncols=min(len(curves), max(48 // longest, 1)))
+            figure.legend(loc="outside lower center", ncols=min(len(curves), max(48 // max(longest, 1), 1)))
     return figure
 
 

@@ -38,7 +38,7 @@ class ClipAdapter(nn.Module):
         super().__init__()
         if logit_scale < 0:
             raise InputError(
-                f"MODEL.CLIP_ADAPTER.LOGIT_SCALE is {logit_scale}; expected a positive number, or 0 for the CLIP's own"
+                f"MODEL.CLIP_ADAPTER.LOGIT_SCALE is {logit_scale}; expected more than 0, or 0.0 for the CLIP's own"
             )
         self.logit_scale = logit_scale or float(clip.logit_scale)
         self.clip_model = clip.model

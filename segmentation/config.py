@@ -20,7 +20,7 @@ def add_config(cfg: CfgNode) -> None:
     cfg.MODEL.CLIP_ADAPTER.REGION_SIZE = 224
     # Matrix products that encode crops: "fp32", or "bf16", which is about twice as fast and changes a few labels.
     cfg.MODEL.CLIP_ADAPTER.REGION_PRECISION = "fp32"
-    # Logits / cosine similarity, of queries, crops and stage 1; 0: the CLIP's own, for CLIPs far from 100.
+    # Logits / cosine similarity, of queries, crops and stage 1; 0.0: the CLIP's own, for CLIPs far from 100.
     cfg.MODEL.CLIP_ADAPTER.LOGIT_SCALE = 100.0
     # Classifier of masks: "crops", one pass of CLIP per mask, or "pooling", one per image: faster, other scores.
     cfg.MODEL.CLIP_ADAPTER.REGION_CLASSIFIER = "crops"

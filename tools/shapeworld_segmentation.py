@@ -4,7 +4,7 @@
 
 Both stages on scenes in COCO-Stuff's format, with true and with shuffled class embeddings; single, ImageNet, ViLD,
 learned and POMP prompts; evaluation on scenes in the formats of VOC, ADE20K and PASCAL-Context; three seeds. Some
-forty minutes on two idle cores. Every run is a process of tools/train_net.py in output/shapeworld_segmentation/runs;
+half an hour on two idle cores. Every run is a process of tools/train_net.py in output/shapeworld_segmentation/runs;
 an interrupted study goes on with the same command.
 """
 

@@ -196,7 +196,7 @@ def test_errors() -> None:
         mask_adapter(region_size=-1)
     with pytest.raises(InputError, match="REGION_PRECISION is 'fp8'; expected one of fp32, bf16"):
         mask_adapter(region_precision="fp8")
-    with pytest.raises(InputError, match="LOGIT_SCALE is -1; expected a positive number, or 0"):
+    with pytest.raises(InputError, match="LOGIT_SCALE is -1; expected more than 0, or 0.0 for"):
         mask_adapter(logit_scale=-1)
     adapter = mask_adapter(region_resized=False)
     mask = torch.zeros(1, 20, 20)

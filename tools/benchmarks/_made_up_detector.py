@@ -1,7 +1,7 @@
 """A detector with random weights, and images for it, whose activations and losses have ordinary sizes."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from detection.reset_classifier import reset_cls_test
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "detection" / "BoxSup-C2_L_CLIP_R5021k_640b64_4x.yaml"
 SIZE = (480, 640)  # height, width
@@ -100,3 +101,14 @@ def made_up_images(count: int, size: tuple[int, int], objects: int = 0) -> list[
             entry["instances"].gt_masks = BitMasks(masks)
         inputs.append(entry)
     return inputs
+
+
+def training_step(model: nn.Module, inputs: list[dict[str, Any]]) -> Callable[[], None]:
+    """Forward and backward, of any model that gives losses."""
+
+    def step() -> None:
+        model.zero_grad()
+        with EventStorage():
+            sum(model(inputs).values()).backward()
+
+    return step

@@ -17,7 +17,7 @@ from typing import Any
 
 import _package_first  # noqa: F401  (before anything of ours)
 import torch
-from _made_up_detector import SIZE, made_up_classes, made_up_images, make_model
+from _made_up_detector import SIZE, made_up_classes, made_up_images, make_model, training_step
 from _records import Record, fastest, parse_arguments, report
 from _tensor_memory import peak_bytes
 from torch import Tensor, nn
@@ -27,7 +27,6 @@ from detection.inference_precision import PRECISIONS
 from detection.reset_classifier import box_predictors, reset_cls_test
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.structures import Instances
-from detectron2.utils.events import EventStorage
 
 SMALL, LVIS, HUGE = 80, 1203, 22047  # classes
 FEW = 20  # (region, class) pairs that pass, about, where few shall
@@ -167,15 +166,6 @@ def training(folder: Path, options: argparse.Namespace) -> list[Record]:
         Record("detection/training_1203_over_80", lvis / small, "x"),
         Record("detection/training_step_1203_ms", lvis * 1e3, "ms", small * 1e3, small / lvis),
     ]
-
-
-def training_step(model: nn.Module, inputs: list[dict[str, Any]]) -> Callable[[], None]:
-    def step() -> None:
-        model.zero_grad()
-        with EventStorage():
-            sum(model(inputs).values()).backward()
-
-    return step
 
 
 def in_precision(model: nn.Module, precision: str, run: Callable[[], object]) -> Callable[[], object]:

@@ -14,14 +14,13 @@ from typing import Any
 
 import _package_first  # noqa: F401  (before anything of ours)
 import torch
-from _made_up_detector import made_up_images, make_model
+from _made_up_detector import made_up_images, make_model, training_step
 from _published_segmentation import make_segmenter
 from _records import Record, fastest, parse_arguments, report
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from detectron2.structures import ImageList
-from detectron2.utils.events import EventStorage
 
 CLASSES = 1203
 OBJECTS = 6
@@ -87,15 +86,6 @@ def segmenter(device: str, count: int, size: tuple[int, int]) -> tuple[nn.Module
         record["instances"].gt_masks = record["instances"].gt_masks.tensor
         record["meta"] = {"dataset_name": "made up"}
     return model, images
-
-
-def training_step(model: nn.Module, images: list[dict[str, Any]]) -> Callable[[], None]:
-    def step() -> None:
-        model.zero_grad()
-        with EventStorage():
-            sum(model(images).values()).backward()
-
-    return step
 
 
 def backbone_step(model: nn.Module, images: list[dict[str, Any]]) -> Callable[[], None]:
