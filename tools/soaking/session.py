@@ -33,7 +33,7 @@ _AWAY = 1.5  # seconds that data are gone or a disk is full
 _DISTURBANCES = 6  # of one training; then it is left alone, so that it ends
 _DISK_BYTES = 1 << 30
 _SMALL_FILE = 1 << 12  # where no disk can be mounted: no file may become larger, so no checkpoint can be written
-_MAX_SECONDS = 900.0  # of one process
+_MAX_SECONDS = 900.0  # of one process, and one more for each of its steps
 _MAX_GROWTH_MB = 64.0  # of resident memory between the second and the last quarter of a process's time
 _SETTLED = 60.0  # seconds below which growth is that of starting up
 _MAX_OPEN_FILES = 256
@@ -204,8 +204,8 @@ class Soak:
                 until = float("inf")
                 data.restore()
                 disk.restore()
-            if now - started > _MAX_SECONDS:
-                self.problems.append(f"{task.name}: a process hung for {_MAX_SECONDS:.0f} seconds")
+            if now - started > _MAX_SECONDS + self.steps:
+                self.problems.append(f"{task.name}: a process hung for {now - started:.0f} seconds")
                 process.kill()
         training.seconds += time.monotonic() - started
         self._note(task, training, watch, log, start_of_log)
