@@ -178,18 +178,22 @@ class RegionalComparison:
         prompts: Sequence[str] = tuple(PROMPTS),
         *,
         jobs: int = 1,
-        detectors: Sequence[str] = DETECTORS,
+        detectors: Sequence[str] | None = None,
         announce: Callable[[str], None] = print,
     ) -> dict[str, list[dict[str, Any]]]:
         """Everything; prompt -> one entry per seed: ``crops``, ``seconds``, ``images`` and, if asked for, ``detector``.
 
         Args:
             jobs: detectors trained side by side.
-            detectors: prompts that detectors are trained with, as far as they are among ``prompts``.
+            detectors: those of ``prompts`` that detectors are trained with; by default those of `DETECTORS`.
         """
-        unknown = [prompt for prompt in (*prompts, *detectors) if prompt not in PROMPTS]
+        used = [prompt for prompt in prompts if prompt in (DETECTORS if detectors is None else detectors)]
+        unknown = [prompt for prompt in (*prompts, *(detectors or ())) if prompt not in PROMPTS]
         if unknown:
             raise InputError(f"unknown prompt {unknown[0]!r}; expected some of {', '.join(PROMPTS)}")
+        left_out = [prompt for prompt in detectors or () if prompt not in prompts]
+        if left_out:
+            raise InputError(f"a detector for {left_out[0]!r}, but prompts are {', '.join(prompts)}; add it to them")
         if not seeds:
             raise InputError("no seed given; give at least one")
         found: dict[str, list[dict[str, Any]]] = {prompt: [] for prompt in prompts}
@@ -200,7 +204,6 @@ class RegionalComparison:
                 found[prompt].append({"crops": crops, "seconds": made["seconds"], "images": made["images"]})
                 shown = ", ".join(f"{kind} {crops[kind]:.2f}" for kind in _GROUPS)
                 announce(f"seed {seed}, {prompt}: crops {shown}")
-        used = [prompt for prompt in prompts if prompt in detectors]
         cells = [(prompt, number) for number in range(len(seeds)) for prompt in used]
         with ThreadPoolExecutor(jobs) as pool:
             results = pool.map(lambda cell: self.detector(cell[0], seeds[cell[1]], announce), cells)

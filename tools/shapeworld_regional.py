@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_intermixed_args(argv)
     # Loads torch and detectron2: after the options are known to be right.
-    from detection.shapeworld_regional import DETECTORS, MARKERS, PROMPTS, RegionalComparison, render
+    from detection.shapeworld_regional import MARKERS, PROMPTS, RegionalComparison, render
     from prompt_pretrain.parts_bar import parts_bar
     from prompt_pretrain.shapeworld_results import write_section
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.seeds,
         args.prompts or tuple(PROMPTS),
         jobs=args.jobs,
-        detectors=() if args.crops_only else args.detectors or DETECTORS,
+        detectors=() if args.crops_only else args.detectors,
         announce=lambda text: print(text, flush=True),
     )
     words = sys.argv[1:] if argv is None else list(argv)

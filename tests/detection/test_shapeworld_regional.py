@@ -68,6 +68,8 @@ def test_crops_alone_need_no_detector(study: RegionalComparison) -> None:
     assert "AP novel" not in render(study, [1], results, "c")
     with pytest.raises(InputError, match="unknown prompt 'soft'"):
         study.run([1], ["soft"])
+    with pytest.raises(InputError, match="a detector for 'pomp', but prompts are hard; add it"):
+        study.run([1], ["hard"], detectors=["pomp"])
     with pytest.raises(InputError, match="no seed given"):
         study.run([])
 

@@ -74,9 +74,10 @@ def test_an_oracle_model_adds_up_its_masks_by_the_truth(tmp_path: Path) -> None:
         model([wrong])
 
 
-def test_pixels_are_compared_with_text_features(tmp_path: Path) -> None:
-    cfg = tiny_config(tmp_path, *PIXELS, "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE", False)
-    model = build_model(cfg).eval()
+@pytest.mark.parametrize("scale", [100.0, 7.0])
+def test_pixels_are_compared_with_text_features(tmp_path: Path, scale: float) -> None:
+    own = ("MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE", False, "MODEL.CLIP_ADAPTER.LOGIT_SCALE", scale)
+    model = build_model(tiny_config(tmp_path, *PIXELS, *own)).eval()
     assert isinstance(model, ZeroShotPerPixelModel)
     model.set_classes(NAMES)
     inputs = [{"image": noise_image(37, 50)}, {"image": noise_image(64, 40), "height": 20, "width": 30}]
@@ -91,7 +92,7 @@ def test_pixels_are_compared_with_text_features(tmp_path: Path) -> None:
         x = F.interpolate(x, scale_factor=4, mode="bilinear")[:, :, :64, :40]
         x = F.interpolate(x, (20, 30), mode="bilinear")[0]
         features = model.clip_adapter.text_features(NAMES)
-        slow = torch.einsum("kd,dhw->khw", 100 * features, x / x.norm(dim=0)).softmax(0)
+        slow = torch.einsum("kd,dhw->khw", scale * features, x / x.norm(dim=0)).softmax(0)
     assert_close(second, slow, rtol=1e-3, atol=1e-4)
 
     model.train()

@@ -44,7 +44,7 @@ def of_model(segmenter: Segmenter, inputs: dict[str, torch.Tensor]) -> torch.Ten
         {"CLIP_ENSEMBLE": False},
         {"CLIP_ENSEMBLE_WEIGHT": 0.0, "MASK_THR": 0.52},
         {"REGION_SIZE": 40, "MASK_EXPAND_RATIO": 1.3, "MASK_FILL": "zero", "MASK_MATTING": True},
-        {"SEPERATE_ADAPTER": True},
+        {"SEPERATE_ADAPTER": True, "LOGIT_SCALE": 0.0},
         {"MASK_THR": 0.99},  # every mask is empty
     ],
     ids=str,

@@ -72,9 +72,13 @@ def test_foreign_files_are_left_alone(soaking, tmp_path):
 @pytest.mark.slow
 def test_a_killed_pre_training_ends_with_the_weights_of_an_undisturbed_one(tmp_path):
     words = ["--minutes", "0.01", "--steps", "24", "--tasks", "prompt", "--disturbances", "kill", "damaged_checkpoint"]
+    # A pool of threads that was used before the fork: the trainings may not wait for it.
+    started = f"import runpy, sys, torch; sys.path.insert(0, {str(_ROOT / 'tools')!r}); torch.set_num_threads(2); "
+    started += "torch.rand(2000, 2000).exp().sum(); sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
+    script = [sys.executable, "-c", started, str(_ROOT / "tools" / "soak.py")]
     done = subprocess.run(
-        [sys.executable, str(_ROOT / "tools" / "soak.py"), *words, "--seed", "1", "--output", str(tmp_path)],
-        env={name: value for name, value in {**os.environ, "OMP_NUM_THREADS": "1"}.items() if name != "PYTHONPATH"},
+        [*script, *words, "--seed", "1", "--output", str(tmp_path)],
+        env={name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "OMP_NUM_THREADS")},
         capture_output=True,
         text=True,
         timeout=300,
