@@ -9,8 +9,9 @@ stopped training is started again with the same command until it ends. Checked: 
 readable, the final weights equal those of the training that nobody disturbed, commands end with a message and not with
 a traceback, and neither memory nor open files grow.
 
-The report goes to OUTPUT/soak.json, a table to the terminal; the exit code is 1 if a check failed. Where the caller may
-mount a tmpfs, runs lie on one that is filled up; elsewhere a limit on file sizes stands for the full disk.
+The report goes to OUTPUT/soak.json after each pair of trainings, a table to the terminal; the exit code is 1 if a check
+failed. Where the caller may mount a tmpfs, runs lie on one that is filled up; elsewhere a limit on file sizes stands
+for the full disk.
 """
 
 import argparse
@@ -32,16 +33,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.minutes <= 0 or args.steps < 4:
         raise InputError(f"--minutes must be positive and --steps at least 4, got {args.minutes} and {args.steps}")
+    output = Path(args.output)
     soak = Soak(
-        Path(args.output),
+        output,
         [TASKS[name] for name in args.tasks],
         kinds=args.disturbances,
         steps=args.steps,
         seed=args.seed,
         speak=lambda text: print(text, flush=True),
+        save=lambda report: write_json(output / "soak.json", report),
     )
     report = soak.run(60.0 * args.minutes)
-    write_json(Path(args.output) / "soak.json", report)
     print(table(report))
     for problem in report["problems"]:
         print(f"problem: {problem}", file=sys.stderr)

@@ -80,6 +80,7 @@ class Soak:
         steps: of a training.
         seed: of the disturbances and of the damage to images.
         speak: takes lines about the progress.
+        save: takes the report so far, a dict for json, after each pair of trainings.
     """
 
     def __init__(
@@ -91,15 +92,17 @@ class Soak:
         steps: int,
         seed: int,
         speak: Callable[[str], None],
+        save: Callable[[dict[str, Any]], None],
     ) -> None:
         self.folder = folder.resolve()
-        self.tasks, self.kinds, self.steps, self.seed, self.speak = list(tasks), list(kinds), steps, seed, speak
+        self.tasks, self.kinds, self.steps, self.seed = list(tasks), list(kinds), steps, seed
+        self.speak, self.save = speak, save
         self.rng = random.Random(seed)
         self.problems: list[str] = []
         self.trainings: list[Training] = []
 
     def run(self, seconds: float) -> dict[str, Any]:
-        """The report: a dict for json."""
+        """The report in the end: a dict for json."""
         torch.set_num_threads(1)  # threads that have been used here would leave forked processes waiting for them
         for task in self.tasks:
             importlib.import_module(task.module)
@@ -108,8 +111,10 @@ class Soak:
             while True:
                 for task in self.tasks:
                     self._pair(task, disk)
-                    if time.monotonic() - started >= seconds:
-                        return self._report(time.monotonic() - started, disk)
+                    report = self._report(time.monotonic() - started, disk)
+                    self.save(report)
+                    if report["seconds"] >= seconds:
+                        return report
 
     def _pair(self, task: Task, disk: "_OwnDisk") -> None:
         """One training alone and the same one disturbed."""
@@ -145,9 +150,8 @@ class Soak:
         step: int | None = None
         failures = 0
         while failures < 4:
-            left = _DISTURBANCES - training.disturbances.total() if training.disturbed else 0
-            kind = self.rng.choice(self.kinds) if left > 0 else None
-            code = self._process(task, data, run, training, disk, kind)
+            kind = self._draw(training)
+            code, kind = self._process(task, data, run, training, disk, kind)
             data.restore()
             disk.restore()
             training.exit_codes[code] += 1
@@ -159,6 +163,11 @@ class Soak:
             step = self._check_checkpoints(task, run, training, step, kind)
         self.problems.append(f"{task.name}: does not end, see {self.folder}")
         return False
+
+    def _draw(self, training: Training) -> str | None:
+        """What happens to it next; None once it has had its share."""
+        left = _DISTURBANCES - training.disturbances.total() if training.disturbed else 0
+        return self.rng.choice(self.kinds) if left > 0 else None
 
     def _check_checkpoints(
         self, task: Task, run: Path, training: Training, before: int | None, kind: str | None
@@ -176,8 +185,8 @@ class Soak:
 
     def _process(
         self, task: Task, data: DataFolder, run: Path, training: Training, disk: "_OwnDisk", kind: str | None
-    ) -> int:
-        """One process of the training, disturbed in the middle; its exit code."""
+    ) -> tuple[int, str | None]:
+        """One process of the training, disturbed until it ends: its exit code and the last disturbance."""
         log = self.folder / f"{task.name}_{run.name}.txt"  # not on the disk that is filled
         start_of_log = log.stat().st_size if log.exists() else 0
         limited = kind == "disk_full" and not disk.is_mounted
@@ -190,7 +199,7 @@ class Soak:
             training.disturbances["disk_full"] += 1
         # Times are drawn from those of a whole run, so that disturbances meet every phase of it.
         whole = next((t.seconds for t in reversed(self.trainings) if t.task == task.name and not t.disturbed), 10.0)
-        at = started + self.rng.uniform(0.2, 0.9) * whole / 2 if kind and not limited else float("inf")
+        at = self._next(whole) if kind and not limited else float("inf")
         until = float("inf")
         watch = _Watch(process)
         while process.is_alive():
@@ -204,12 +213,19 @@ class Soak:
                 until = float("inf")
                 data.restore()
                 disk.restore()
+                following = self._draw(training)  # for one that survives this, too
+                if following and (following != "disk_full" or disk.is_mounted):
+                    kind, at = following, self._next(whole)
             if now - started > _MAX_SECONDS + self.steps:
                 self.problems.append(f"{task.name}: a process hung for {now - started:.0f} seconds")
                 process.kill()
         training.seconds += time.monotonic() - started
         self._note(task, training, watch, log, start_of_log)
-        return process.exitcode or 0
+        return process.exitcode or 0, kind
+
+    def _next(self, whole: float) -> float:
+        """When to disturb, on the clock, a process whose undisturbed run takes ``whole`` seconds."""
+        return time.monotonic() + self.rng.uniform(0.2, 0.9) * whole / 2
 
     def _disturb(
         self, kind: str | None, process: BaseProcess, data: DataFolder, disk: "_OwnDisk", training: Training
