@@ -4,6 +4,7 @@ import http.server
 import importlib.util
 import pickle
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.atomic import atomic_write
 from detectron2.utils.colormap import colormap, random_colors
 from detectron2.utils.file_io import PathManager, _ModelZooHandler
-from detectron2.utils.logger import log_first_n
+from detectron2.utils.logger import log_first_n, setup_logger
 from detectron2.utils.registry import Registry
 from detectron2.utils.serialize import PicklableWrapper
 
@@ -133,3 +134,14 @@ def test_wrong_arguments_are_named():
         comm.create_local_process_group(2)
     with pytest.raises(AssertionError, match="Local process group is not created"):
         comm.get_local_process_group()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a system without /dev/full")
+def test_a_log_on_a_full_disk_is_one_line_and_not_a_traceback_per_message(tmp_path, capsys):
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    logger = setup_logger(str(tmp_path), name="test_full_disk")
+    for _ in range(3):
+        logger.info("hello")
+    said = capsys.readouterr()
+    assert said.out.count("hello") == 3
+    assert said.err == f"{tmp_path}/log.txt: No space left on device; messages are missing there\n"

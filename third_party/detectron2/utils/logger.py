@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from types import FrameType
 from typing import IO, Any
 
@@ -57,6 +58,23 @@ class _StdoutHandler(logging.StreamHandler):
         return sys.stdout
 
 
+class _FileHandler(logging.StreamHandler):
+    """Says in one line, not in a traceback per message, that its file cannot be written, such as on a full disk."""
+
+    def __init__(self, filename: str) -> None:
+        super().__init__(_open_log(filename))
+        self._filename = filename
+        self._told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._told:
+            self._told = True
+            print(f"{self._filename}: {error.strerror}; messages are missing there", file=sys.stderr)
+
+
 @functools.cache  # a second call with the same arguments must not double the lines
 def setup_logger(
     output: str | None = None,
@@ -89,7 +107,7 @@ def setup_logger(
         if distributed_rank > 0:
             filename += f".rank{distributed_rank}"
         PathManager.mkdirs(os.path.dirname(filename) or ".")
-        _add_handler(logger, logging.StreamHandler(_open_log(filename)), _Formatter(name, abbrev_name, color=False))
+        _add_handler(logger, _FileHandler(filename), _Formatter(name, abbrev_name, color=False))
     return logger
 
 
@@ -102,8 +120,13 @@ def _add_handler(logger: logging.Logger, handler: logging.Handler, formatter: lo
 @functools.cache  # several loggers may share one file
 def _open_log(filename: str) -> IO[str]:
     file = PathManager.open(filename, "a", buffering=1)  # line by line: nothing is lost in a crash
-    atexit.register(file.close)
+    atexit.register(_close, file)
     return file
+
+
+def _close(file: IO[str]) -> None:
+    with suppress(OSError):  # the disk is full still, as has been said
+        file.close()
 
 
 def _caller() -> tuple[str, tuple[str, int, str]]:
