@@ -198,7 +198,6 @@ class SceneSteps:
         common = {
             "DATASETS.TEST": str(SEGMENTATION_SETS),
             "MODEL.CLASS_EMBEDDINGS.CLIP": self.clip_name,
-            "MODEL.CLIP_ADAPTER.LOGIT_SCALE": "0.0",  # the CLIP's own; that of the tiny one is far from 100
             "SEED": str(SEED),
         }
         prompt = "MODEL.CLASS_EMBEDDINGS.PROMPT"
