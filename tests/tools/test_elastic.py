@@ -78,13 +78,34 @@ def test_detection_goes_on_after_a_restart_as_if_nothing_had_happened(tmp_path: 
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
+def segmentation_arguments(folder: Path, *settings: str) -> list[str]:
+    """Arguments of ``tools/train_net.py`` for a run in ``folder/run``, on pictures that are drawn beside it."""
+    data, classes = folder / "data", folder / "classes.txt"
+    write_pictures(data)
+    classes.write_text("\n".join(CLASS_NAMES[:3]))
+    arguments = ["--train-images", str(data / "images"), "--train-labels", str(data / "seen")]
+    arguments += ["--classes", str(classes)]
+    return arguments + segmentation_command(folder, "MODEL.RESNETS.NORM", "FrozenBN", "DATASETS.TEST", "()", *settings)
+
+
+@pytest.mark.slow
+def test_segmentation_goes_on_after_a_restart_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    settings = ["SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.REFERENCE_WORLD_SIZE", "1", "SOLVER.MAX_ITER", "6"]
+    found, said = [], ""
+    for name, dies_at in (("whole", NEVER), ("died", 2)):
+        (tmp_path / name).mkdir()
+        arguments = segmentation_arguments(tmp_path / name, *settings)
+        said = torchrun(tmp_path / f"{name} logs", "train_net", dies_at, arguments)
+        found.append(torch.load(tmp_path / name / "run/model_final.pth", weights_only=True)["model"])
+    assert "error: process 1 of 2 is gone: it was at step 2, phase backward; process 0 stops at step 2, phase " in said
+    assert "Starting training from iteration 2" in said
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
 @pytest.mark.slow
 def test_segmentation_under_launch_names_the_process_that_died(tmp_path: Path) -> None:
-    data = write_pictures(tmp_path / "data")
-    (tmp_path / "classes.txt").write_text("\n".join(CLASS_NAMES[:3]))
-    arguments = ["--num-gpus", "2", "--dist-url", "auto", "--train-images", str(data / "images")]
-    arguments += ["--train-labels", str(data / "seen"), "--classes", str(tmp_path / "classes.txt")]
-    arguments += segmentation_command(tmp_path, "MODEL.RESNETS.NORM", "FrozenBN", "DATASETS.TEST", "()")
+    arguments = ["--num-gpus", "2", "--dist-url", "auto", *segmentation_arguments(tmp_path)]
     script = [sys.executable, str(ROOT / "tests/tools/dying_rank.py"), "train_net", "1", "1"]
     finished = subprocess.run([*script, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert finished.returncode == 1
