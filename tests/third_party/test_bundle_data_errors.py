@@ -8,15 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import detectron2
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, build_detection_train_loader
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.data.datasets import load_coco_json, load_lvis_json, load_sem_seg
 from tests.third_party.detectron2.data_files import coco_content, lvis_content, write_images, write_json
-
-pytestmark = pytest.mark.skipif("bundled" not in detectron2.__version__, reason="messages of the bundled detectron2")
 
 GOOD = {"id": 7, "image_id": 1, "category_id": 1, "bbox": [4, 5, 20, 10], "segmentation": [[4, 5, 24, 5, 24, 15]]}
 

@@ -27,10 +27,7 @@ from detectron2.evaluation.fast_eval_api import COCOeval_opt
 from detectron2.evaluation.prediction_files import DetectionFiles, JsonLines
 from detectron2.evaluation.result_files import write_json_list, write_torch_list
 from tests.third_party.detectron2.evaluation_data import new_name, register, same_metrics
-from third_party import detectron2_source
 from tools.benchmarks._synthetic_detections import SyntheticWorld, pycocotools_metrics, read_coco
-
-pytestmark = pytest.mark.skipif(detectron2_source() != "bundled", reason="about the bundled detectron2")
 
 
 def _world(federated=False, masks=True, images=12, **options):

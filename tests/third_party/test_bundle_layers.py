@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-import third_party
 from detectron2.layers import (
     DeformConv,
     FrozenBatchNorm2d,
@@ -16,7 +17,9 @@ from detectron2.layers import (
     batched_nms,
     get_norm,
     paste_masks_in_image,
+    roi_align,
 )
+from detectron2.layers.roi_align_cpu import pays, roi_align_by_rows
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
@@ -31,8 +34,6 @@ from detectron2.structures import (
     RotatedBoxes,
     pairwise_iou,
 )
-
-pytestmark = pytest.mark.skipif(third_party.detectron2_source() != "bundled", reason="the real detectron2 is in use")
 
 
 @pytest.mark.parametrize(
@@ -162,6 +163,47 @@ def test_regions_keep_exact_coordinates_in_half_precision(dtype):
     pooled = ROIAlign((1, 1), 1 / 16, 2)(ramp.to(dtype), rois)
     assert pooled.dtype == dtype
     assert_close(pooled.float(), ROIAlign((1, 1), 1 / 16, 2)(ramp, rois), rtol=1e-2, atol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40)),
+    bins=st.tuples(st.integers(1, 8), st.integers(1, 8)),
+    sampling_ratio=st.sampled_from([0, 0, 1, 2, 3]),
+    aligned=st.booleans(),
+    seed=st.integers(0, 1 << 20),
+)
+def test_regions_as_sums_of_rows_are_torchvision_s(shape, bins, sampling_ratio, aligned, seed):
+    generator = torch.Generator().manual_seed(seed)
+    images, height, width = shape
+    features = torch.randn(images, 33, height, width, dtype=torch.float64, generator=generator)
+    scale, limits = 1 / 8, torch.tensor([8.0 * width, 8 * height], dtype=torch.float64)
+    middle, side = torch.rand(2, 70, 2, dtype=torch.float64, generator=generator)
+    middle, side = (1.4 * middle - 0.2) * limits, side**3 * 1.2 * limits  # some are outside, some are tiny
+    side[:3] = 0
+    image = torch.randint(images, (70, 1), generator=generator)
+    rois = torch.cat([image.double(), middle - side / 2, middle + side / 2], dim=1)
+    rois[3, 3:] = rois[3, 1:3] - 9  # turned around
+    rois[4, 1:] = torch.tensor([-8.0, -8, 16, 16])  # at the borders
+    gradients = []
+    for pool in (roi_align_by_rows, roi_align):
+        own = features.clone().requires_grad_()
+        pooled = pool(own, rois, bins, scale, sampling_ratio, aligned)
+        factor = torch.linspace(0.5, 1.5, pooled.numel(), dtype=torch.float64).view_as(pooled)
+        (pooled * factor).sum().backward()
+        gradients.append((pooled.detach(), own.grad))
+    for ours, expected in zip(*gradients, strict=True):
+        assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_many_regions_of_wide_features_are_sums_of_rows_and_others_torchvision_s():
+    features, box = torch.rand(1, 64, 30, 30), torch.tensor([[0.0, 3, 3, 100, 120]])
+    many = box.repeat(16, 1)
+    assert pays(features, many, (7, 7)) and pays(features.double(), many, (7, 7))
+    assert not pays(features.half(), many, (7, 7)) and not pays(features[:, :8], many, (7, 7))
+    assert not pays(features, box, (7, 7)) and not pays(torch.rand(1, 64, 300, 300), many, (7, 7))
+    assert not pays(features, torch.full((16, 5), torch.nan), (7, 7))
+    assert_close(ROIAlign(7, 1 / 4, 0)(features, many)[5], roi_align(features, box, (7, 7), 1 / 4, 0, True)[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

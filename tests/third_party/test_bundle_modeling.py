@@ -5,14 +5,11 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-import third_party
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, SemanticSegmentor, backbone, build_backbone, meta_arch
 from detectron2.modeling.backbone.resnet import BottleneckBlock, DeformBottleneckBlock
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
-
-pytestmark = pytest.mark.skipif(third_party.detectron2_source() != "bundled", reason="tests the bundled detectron2")
 
 
 class Flat(Backbone):

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-import third_party
 from detectron2 import modeling
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
@@ -25,8 +24,6 @@ from detectron2.modeling.roi_heads.mask_head import mask_rcnn_loss
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from tests.third_party.detectron2.small_models import c4_config, cascade_config, mask_rcnn_config, two_boxes
-
-pytestmark = pytest.mark.skipif(third_party.detectron2_source() != "bundled", reason="tests the bundled detectron2")
 
 SHAPES = {
     name: ShapeSpec(channels=32, stride=stride) for name, stride in {"p2": 4, "p3": 8, "p4": 16, "res4": 16}.items()

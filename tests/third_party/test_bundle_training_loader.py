@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-import detectron2
 from detectron2.config import get_cfg
 from detectron2.data import (
     DatasetCatalog,
@@ -20,8 +19,6 @@ from detectron2.data import (
 )
 from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
-
-pytestmark = pytest.mark.skipif("bundled" not in detectron2.__version__, reason="the bundled detectron2 only")
 
 SIZES = [(4, 3), (3, 4), (5, 5), (6, 2), (1, 2), (9, 8), (7, 7), (8, 3), (2, 9), (9, 2), (5, 6)]
 RECORDS = [{"image_id": number, "width": width, "height": height} for number, (width, height) in enumerate(SIZES)]

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from detectron2.layers.roi_align_cpu import pays, roi_align_by_rows
 from detectron2.layers.wrappers import full_precision
 
 __all__ = ["ROIAlign", "roi_align"]
@@ -37,10 +38,10 @@ class ROIAlign(nn.Module):
         assert rois.dim() == 2 and rois.shape[1] == 5, f"rois must be (K, 5), got {tuple(rois.shape)}"
         # Coordinates in half precision would be wrong by up to several pixels.
         exact = full_precision(input)
-        aligned = roi_align(
-            exact, rois.to(exact.dtype), self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned
-        )
-        return aligned.to(input.dtype)
+        rois = rois.to(exact.dtype)
+        pool = roi_align_by_rows if pays(exact, rois, self.output_size) else roi_align
+        pooled = pool(exact, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
+        return pooled.to(input.dtype)
 
     def extra_repr(self) -> str:
         return (
