@@ -3,7 +3,8 @@
     python tools/benchmarks/detection.py [--quick] [--json FILE] [--device cpu|cuda]
 
 The plain path is the published one, built from the same modules and run in turns with ours: batch norms as layers of
-their own, the scores of all classes in one matrix per stage, suppression over all of them, a mask for every detection.
+their own, regions pooled by torchvision, the scores of all classes in one matrix per stage, suppression over all of
+them, a mask for every detection.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import _package_first  # noqa: F401  (before anything of ours)
 import torch
@@ -21,10 +23,12 @@ from _made_up_detector import SIZE, made_up_classes, made_up_images, make_model,
 from _records import Record, fastest, parse_arguments, report
 from _tensor_memory import peak_bytes
 from torch import Tensor, nn
+from torchvision.ops import roi_align
 
 from centernet.modeling.roi_heads.custom_roi_heads import CustomCascadeROIHeads
 from detection.inference_precision import PRECISIONS
 from detection.reset_classifier import box_predictors, reset_cls_test
+from detectron2.layers import ROIAlign
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.structures import Instances
 
@@ -190,10 +194,15 @@ def plain_path(model: nn.Module) -> Iterator[None]:
     heads._forward_box = lambda features, proposals, **_: CustomCascadeROIHeads._forward_box(heads, features, proposals)
     heads._forward_mask = lambda features, instances: CascadeROIHeads._forward_mask(heads, features, instances)
     try:
-        yield
+        with mock.patch.object(ROIAlign, "forward", pool_as_published):
+            yield
     finally:
         bottom_up._inference = folded
         del heads._forward_box, heads._forward_mask
+
+
+def pool_as_published(self: ROIAlign, input: Tensor, rois: Tensor) -> Tensor:
+    return roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
 
 
 def vocabulary(

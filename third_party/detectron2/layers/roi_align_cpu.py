@@ -58,7 +58,7 @@ def roi_align_by_rows(
         mode="sum",
         per_sample_weights=torch.cat(weights),
     )
-    return sums.view(len(rois), *output_size, channels).permute(0, 3, 1, 2).contiguous()
+    return sums.view(len(rois), *output_size, channels).permute(0, 3, 1, 2)
 
 
 def _along(start: Tensor, length: Tensor, bins: int, sampling_ratio: int, size: int) -> tuple[Tensor, Tensor]:
