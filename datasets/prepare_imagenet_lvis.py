@@ -86,6 +86,9 @@ def lvis_ids() -> dict[str, int]:
     return {wnid: row["lvis_id"] for wnid, row in sorted(imagenet21k_rows().items()) if row["lvis_id"] is not None}
 
 
+_LONGEST_NAME = 250  # bytes; file systems allow 255, and what is unfinished has a longer name
+
+
 def unpack(archive: Path, folder: Path) -> Counter[str]:
     """Write the images of an archive into ``folder``, by their names without folders; what is there stays.
 
@@ -99,6 +102,10 @@ def unpack(archive: Path, folder: Path) -> Counter[str]:
     counts: Counter[str] = Counter()
     for name in map(os.fsdecode, names):
         target = folder / PurePosixPath(name).name
+        if len(os.fsencode(target.name)) > _LONGEST_NAME:
+            logger.warning("skipped %s... of %s: the name is too long for a file", name[:80], archive)
+            counts["unreadable"] += 1
+            continue
         if target.exists():
             counts["present"] += 1
             continue

@@ -26,6 +26,7 @@ from prompt_pretrain.class_texts import ClassTexts
 from prompt_pretrain.clip import Clip, load_clip
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.prompt import SoftPrompt, prompt_hash
+from prompt_pretrain.safe_pickle import check_unfolded
 from prompt_pretrain.vocabulary import Vocabulary, clean_class_name, load_vocabulary
 
 __all__ = ["ClassEmbeddings", "add_class_embeddings_config", "resolve_class_embeddings"]
@@ -361,6 +362,7 @@ def _read_torch(path: Path) -> tuple[Tensor, dict[str, str]]:
         raise InputError(f"{path} does not load as a plain tensor; give a .npy or .safetensors file") from error
     if not isinstance(content, Tensor):
         raise InputError(f"{path} holds a {type(content).__name__}; expected a tensor (classes, width)")
+    check_unfolded(content, path)
     return content, {}
 
 

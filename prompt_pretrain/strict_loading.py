@@ -80,11 +80,15 @@ class StrictLoading(Checkpointer):
         if filename.endswith(SAFETENSORS):
             return read_safetensors(filename)
         try:
-            return super()._load_file(filename)
+            content = super()._load_file(filename)
         except pickle.UnpicklingError:
             if filename.endswith(".pkl"):
                 raise
-        return weights_alone(filename)
+            return weights_alone(filename)
+        weights = content["model"]
+        if not isinstance(weights, Mapping) or not all(isinstance(name, str) for name in weights):
+            raise ValueError(f"{filename}: its 'model' is no dict from names to weights")
+        return content
 
     def _load_model(self, checkpoint: Any) -> _IncompatibleKeys:
         stored = list(checkpoint["model"])

@@ -164,7 +164,7 @@ def scan_archive(archive: str, stamp: np.ndarray) -> TarIndex:
     with open(archive, "rb") as file:
         for member in _members(file, archive, int(stamp[0])):
             parts = [part for part in member.name.split(b"/") if part != b"."]
-            if not parts or not parts[0] or b".." in parts:
+            if not parts or not parts[0] or b".." in parts or b"\0" in member.name:
                 outside += 1
                 continue
             hidden = any(part.startswith(b".") for part in parts)
