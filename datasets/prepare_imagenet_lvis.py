@@ -24,6 +24,7 @@ from prompt_pretrain.command_line import run_command
 from prompt_pretrain.errors import InputError
 
 logger = logging.getLogger(__name__)
+_LONGEST_NAME = 250  # bytes; file systems allow 255, and what is unfinished has a longer name
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -84,9 +85,6 @@ def run_json(args: argparse.Namespace) -> None:
 def lvis_ids() -> dict[str, int]:
     """WordNet id -> LVIS category id of the classes that both have, by WordNet id."""
     return {wnid: row["lvis_id"] for wnid, row in sorted(imagenet21k_rows().items()) if row["lvis_id"] is not None}
-
-
-_LONGEST_NAME = 250  # bytes; file systems allow 255, and what is unfinished has a longer name
 
 
 def unpack(archive: Path, folder: Path) -> Counter[str]:

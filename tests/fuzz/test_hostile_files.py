@@ -101,6 +101,30 @@ def test_tags_in_configs_run_nothing(loader: str, value: str, tmp_path: Path):
     assert not hacked
 
 
+_NAMED_TWICE = {
+    "lists": lambda n: f"&a{n} [*a{n - 1}, *a{n - 1}]",
+    "tuples": lambda n: f"&a{n} !!python/tuple [*a{n - 1}, *a{n - 1}]",
+    "keys": lambda n: f"&a{n} {{? !!python/tuple [*a{n - 1}, *a{n - 1}] : 1}}",
+    "maps": lambda n: f"&a{n} {{a: *a{n - 1}, b: *a{n - 1}}}",
+    "merges": lambda n: f"&a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}",
+}
+
+
+@pytest.mark.parametrize("how", _NAMED_TWICE)
+@pytest.mark.parametrize("reader", [reader for reader in readers() if reader.form == "yaml"], ids=str)
+def test_anchors_in_configs_do_not_unfold(reader: Reader, how: str, tmp_path: Path):
+    lines = ["x0: &a0 {a: x}", *(f"x{n}: {_NAMED_TWICE[how](n)}" for n in range(1, 40)), "SOLVER: *a39", "OPTIM: *a39"]
+    message = read_in_watch(reader, "\n".join(lines).encode(), tmp_path / "x")
+    assert message is not None and "a.yaml" in message and len(message) < 600
+
+
+@pytest.mark.parametrize("loader", ["load_cfg", "detection.load_config", "segmentation.load_config"])
+def test_the_base_of_a_config_is_a_file(loader: str, tmp_path: Path):
+    reader = next(reader for reader in readers() if reader.name == loader)
+    message = read_in_watch(reader, b"_BASE_: /dev/zero", tmp_path / "x")
+    assert message is not None and "a.yaml: _BASE_ names /dev/zero, which is no file" in message
+
+
 def test_members_of_archives_stay_in_the_output_folder(tmp_path: Path):
     names = ["../../escaped.JPEG", "/tmp/escaped_f8.JPEG", "a/../../escaped.JPEG", "..", "good.JPEG", "sub/good2.JPEG"]
     archive = io.BytesIO()
