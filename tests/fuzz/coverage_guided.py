@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of the readers in ``readers.py``: atheris (libFuzzer for Python) keeps what reaches new code.
 
-``pip install atheris``, then
+``pip install -c constraints.txt -e .[fuzz]`` (Python 3.11 or newer), then
 
     python -m tests.fuzz.coverage_guided --seconds 120 --output fuzz
     python -m tests.fuzz.coverage_guided --reader load_prompt.pth --reader "load_cfg" --seconds 600 --output fuzz
@@ -38,18 +38,10 @@ if TYPE_CHECKING:
 _REPOSITORY = Path(__file__).parents[2]
 # Ours, and the parsers in Python that ours stand on. Nothing else: counters cost time, and torch has a million lines.
 _INSTRUMENTED = (
-    *("prompt_pretrain", "detection", "segmentation", "tools", "dataset_checks", "preparation"),
-    *(
-        "detectron2.checkpoint",
-        "detectron2.config",
-        "detectron2.data",
-        "detectron2.evaluation",
-        "detectron2.label_maps",
-        "centernet",
-        "mask_former",
-    ),
-    *("yaml", "json", "zipfile", "tarfile", "csv", "ast", "numpy.lib", "safetensors", "PIL", "fvcore.common"),
-    *("torch._weights_only_unpickler", "torch.serialization"),
+    *("prompt_pretrain", "detection", "segmentation", "tools", "dataset_checks", "preparation", "centernet"),
+    *(f"detectron2.{name}" for name in ("checkpoint", "config", "data", "evaluation", "label_maps")),
+    *("mask_former", "fvcore.common", "torch._weights_only_unpickler", "torch.serialization", "safetensors"),
+    *("yaml", "json", "zipfile", "tarfile", "csv", "ast", "numpy.lib", "PIL"),
 )
 _HANG_SECONDS = 60  # without a new execution; the sandbox itself stops Python code after half of that
 _MEMORY = 8 << 30  # bytes of address space beyond what is in use: a blow-up ends in a MemoryError, not the machine
@@ -286,7 +278,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Fuzz the chosen readers in turn and print a table; 1 if something was found, 2 for a wrong call."""
     options = parse_args(argv)
     if importlib.util.find_spec("atheris") is None:
-        print("error: atheris is not installed; `pip install atheris` (Linux, CPython 3.11 to 3.13)", file=sys.stderr)
+        print(
+            "error: atheris is not installed; `pip install -c constraints.txt -e .[fuzz]` (CPython 3.11 or newer)",
+            file=sys.stderr,
+        )
         return 2
     import atheris
 
