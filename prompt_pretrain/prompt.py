@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from prompt_pretrain.array_files import read_npy
 from prompt_pretrain.atomic_files import atomic_writer, write_npy, write_safetensors
 from prompt_pretrain.clip import Clip
-from prompt_pretrain.errors import InputError
+from prompt_pretrain.errors import InputError, reason_of
 from prompt_pretrain.prompt_tokens import POSITIONS
 from prompt_pretrain.safe_pickle import check_unfolded, read_torch_archive
 
@@ -190,7 +190,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str, dict[str, Any
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
             return tensors, metadata.pop("position", "end"), metadata
     except (SafetensorError, ValueError) as error:
-        raise InputError(f"{path} is no safetensors file or is cut short ({error}); get it again") from error
+        raise InputError(f"{path} is no safetensors file or is cut short ({reason_of(error)}); get it again") from error
 
 
 def _read_torch(path: Path, allow_suspicious: bool) -> Any:

@@ -227,7 +227,7 @@ def _check_memo(data: bytes) -> None:
     The unpickler takes memory for all numbers below, up to 64 GB for the six bytes of one instruction.
     """
     for opcode, number, position in pickletools.genops(data):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and number > len(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(number or 0) > len(data):
             raise pickle.UnpicklingError(f"object number {number} at byte {position} of {len(data)}")
 
 

@@ -319,6 +319,13 @@ def test_calls_that_a_pickle_may_make_cost_no_memory(name: str, call: bytes, tmp
     assert "a.pkl" in (read_in_watch(reader, b"\x80\x03" + call + b".", tmp_path / "x") or "")
 
 
+@pytest.mark.parametrize("reader", [reader for reader in readers() if reader.file.endswith(".safetensors")], ids=str)
+def test_what_is_quoted_of_a_header_is_short(reader: Reader, tmp_path: Path):
+    header = b'{"x": {"dtype": "%s", "shape": [1], "data_offsets": [0, 4]}}' % (b"F" * 9000)
+    message = read_in_watch(reader, struct.pack("<Q", len(header)) + header + bytes(4), tmp_path / "x")
+    assert message is not None and "a.safetensors" in message and len(message) < 600
+
+
 def test_compressed_entries_are_refused(tmp_path: Path):
     path = tmp_path / "a.pth"
     stream = io.BytesIO()

@@ -278,7 +278,7 @@ def _load_safetensors(path: str) -> dict[str, Any]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is cut off or no safetensors file ({error})") from error
+        raise ValueError(f"{path} is cut off or no safetensors file ({str(error)[:200]})") from error
 
 
 def _check_dict(loaded: Any, path: str) -> dict[str, Any]:
