@@ -59,7 +59,12 @@ def test_damaged_and_missing_files_are_errors(tmp_path):
 
 @pytest.mark.parametrize(
     "entry",
-    [{"class_list": 3}, {"class_tree_list": [0]}, {"class_tree_list": [["x"]]}, {"class_tree_list": torch.ones(1)}],
+    [
+        {"class_list": 3},
+        {"class_tree_list": [0]},
+        {"class_tree_list": [["x"]]},
+        {"class_tree_list": torch.ones(1)},
+    ],
 )
 def test_lists_of_another_kind_are_named(tmp_path, entry):
     torch.save({"class_description": {"n1": "a"}} | entry, tmp_path / "tree.pth")
