@@ -8,11 +8,12 @@
 Each reader runs in a process of its own, starts from its valid file and ``--drawn`` files of the hypothesis pass, and
 goes on with the corpus that an earlier run left in the output folder. What is found (errors that no reader may raise,
 unclear messages, files slower than ``--slow`` seconds, writes elsewhere, crashes, hangs) lies under ``findings/``:
-the file, and beside it what happened. Exit code 1 if there is any.
+the file, and beside it what happened. Exit code 1 if there is any, of an earlier run too.
 """
 
 import argparse
 import contextlib
+import faulthandler
 import hashlib
 import importlib.util
 import io
@@ -200,6 +201,7 @@ def fuzz(atheris: ModuleType, reader: "Reader", options: argparse.Namespace, wor
 
     limit = max(4096, 3 * len(valid)) if len(valid) < 100_000 else len(valid) + 4096
     arguments = [str(output), f"-max_total_time={options.seconds}", f"-max_len={limit}", f"-dict={work / 'words'}"]
+    arguments += [f"-handle_{fault}=0" for fault in ("segv", "bus", "abrt", "ill", "fpe")]  # faulthandler does that
     arguments += ["-timeout=0", "-rss_limit_mb=0", "-len_control=0", f"-artifact_prefix={work}/"]
     arguments += ["-print_final_stats=1", f"-seed={options.seed}", *(["-runs=0"] if options.seconds == 0 else [])]
     atheris.Setup(
@@ -218,6 +220,7 @@ def in_process(work: Path, log: Path, run: Callable[[], None]) -> str:
             with log.open("wb") as stream, open(os.devnull, "w") as nowhere:
                 os.dup2(stream.fileno(), 1)
                 os.dup2(stream.fileno(), 2)
+                faulthandler.enable(2)  # a crash leaves Python's stack in the log
                 sys.stdout = sys.stderr = nowhere  # a reader's output, thousands of times
                 logging.disable(logging.CRITICAL)
                 _limit_memory()
@@ -324,7 +327,9 @@ def _fuzz_one(atheris: ModuleType, reader: "Reader", options: argparse.Namespace
         end = in_process(work, output / "log.txt", lambda: fuzz(atheris, reader, options, work, output))
         if end:
             kept = work / "current"
-            Findings(output / "findings").add(end, end, kept.read_bytes() if kept.exists() else b"")
+            log = (output / "log.txt").read_text(errors="replace")
+            data = kept.read_bytes() if kept.exists() else b""
+            Findings(output / "findings").add(end, f"{end}\n{log[-5000:]}", data)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     seconds = time.monotonic() - started

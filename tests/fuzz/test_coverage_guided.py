@@ -175,6 +175,7 @@ def test_messages_are_judged(tmp_path: Path):
 def test_crashes_and_hangs_are_seen_from_outside(run, end, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(coverage_guided, "_HANG_SECONDS", 0.5)
     assert in_process(tmp_path, tmp_path / "log.txt", run) == end
+    assert ("Segmentation fault" in (tmp_path / "log.txt").read_text()) == ("SEGV" in end)
 
 
 def test_the_numbers_of_a_log():
