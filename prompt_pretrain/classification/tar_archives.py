@@ -143,11 +143,18 @@ def open_index(archive: str) -> TarIndex:
 def _cached_index(archive: str, stamp: np.ndarray) -> TarIndex:
     file = cache_file("tar_indexes", archive, ".npz")
     arrays = load_arrays(file, ("names", "offsets", "sizes", "stamp"))
-    if arrays is not None and np.array_equal(arrays["stamp"], stamp):
+    if arrays is not None and np.array_equal(arrays["stamp"], stamp) and _is_index(**arrays):
         return TarIndex(**arrays)
     index = scan_archive(archive, stamp)
     save_arrays(file, vars(index))
     return index
+
+
+def _is_index(names: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, stamp: np.ndarray) -> bool:
+    numbers = (offsets, sizes)
+    return (names.ndim, names.dtype.kind) == (1, "S") and all(
+        each.dtype == np.int64 and each.shape == names.shape and bool((each >= 0).all()) for each in numbers
+    )
 
 
 def scan_archive(archive: str, stamp: np.ndarray) -> TarIndex:
