@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 BLOCK = 512
 MAX_MEMBER_BYTES = 1 << 28  # 256 MiB; larger members, packed or unpacked, are refused
 _MAX_NAME_BYTES = 1 << 16
+_MAX_SIZE = 1 << 60  # bytes of a member: beyond any disk, and sums of them fit into 64 bits
 _MAX_INDEXES = 1024  # kept in memory, about 40 KB each
 _GZIP = b"\x1f\x8b"
 
@@ -210,8 +211,11 @@ def _members(file: IO[bytes], archive: str, length: int) -> Iterator[_Member]:
         elif kind in b"xX":
             records = _pax_records(file.read(own_size))
             name = records.get(b"path", name)
-            if records.get(b"size", b"").isdigit():
-                size = int(records[b"size"])
+            digits = records.get(b"size", b"")
+            if digits.isdigit():
+                size = int(digits) if len(digits) < 20 else _MAX_SIZE
+                if size >= _MAX_SIZE:
+                    raise InputError(f"{archive} is damaged at byte {position:,}; copy or download it again")
         elif kind in b"Kg":
             pass
         else:
@@ -228,7 +232,7 @@ def _check_header(header: bytes, archive: str, position: int) -> None:
     field = header[148:156].strip(b" \0")
     computed = sum(header[:148]) + 8 * ord(" ") + sum(header[156:])
     try:
-        if int(field, 8) == computed and _number(header[124:136]) >= 0:
+        if int(field, 8) == computed and 0 <= _number(header[124:136]) < _MAX_SIZE:
             return
     except ValueError:
         pass

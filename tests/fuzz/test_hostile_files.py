@@ -153,6 +153,28 @@ def test_members_of_archives_stay_in_the_output_folder(tmp_path: Path):
     assert not Path("/tmp/escaped_f8.JPEG").exists()
 
 
+@pytest.mark.parametrize("size", [-(1 << 40), 1 << 70])
+@pytest.mark.parametrize("name", ["find_images", "tar images", "unpack"])
+def test_sizes_in_archives_that_no_file_can_have(name: str, size: int, tmp_path: Path):
+    reader = next(reader for reader in readers() if reader.name == name)
+    data = bytearray(tar_bytes({"n1_1.JPEG": b"abc"}))
+    data[124:136] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)
+    data[148:156] = b"%06o\0 " % (256 + sum(data[:148]) + sum(data[156:512]))
+    message = read_in_watch(reader, bytes(data), tmp_path / "x")
+    assert message is not None and "n1.tar" in message
+
+
+@pytest.mark.parametrize("digits", [25, 5000])
+def test_sizes_of_any_length_in_long_headers(digits: int, tmp_path: Path):
+    reader = next(reader for reader in readers() if reader.name == "tar images")
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("n1_1.JPEG")
+        info.pax_headers = {"size": "9" * digits}
+        archive.addfile(info)
+    assert "n1.tar is damaged at byte" in (read_in_watch(reader, stream.getvalue(), tmp_path / "x") or "")
+
+
 def test_names_that_no_file_can_have_are_left_out(tmp_path: Path):
     from prepare_imagenet_lvis import unpack
 
