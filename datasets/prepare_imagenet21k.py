@@ -6,6 +6,7 @@ python datasets/prepare_imagenet21k.py merge-lvis   # both that file and LVIS wi
 """
 
 import argparse
+import errno
 import os
 import sys
 import tarfile
@@ -132,7 +133,10 @@ def find_images(archive: Path) -> tuple[np.ndarray, np.ndarray]:
             behind = file.read(BLOCK)
         if behind.strip(b"\0") or len(behind) not in (0, BLOCK):
             raise tarfile.ReadError(f"no end mark at block {end}")
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError, OSError) as error:
+        # A size that is negative or beyond any disk is found only when the file is to be read there.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise InputError(f"{archive} is damaged, cut short or no plain tar archive ({error}); copy it again") from error
     return np.array(names, dtype=np.str_), np.array([*offsets, end], dtype=np.int64)
 

@@ -24,6 +24,7 @@ from prompt_pretrain.command_line import run_command
 from prompt_pretrain.errors import InputError
 
 logger = logging.getLogger(__name__)
+_LONGEST_NAME = 250  # bytes; file systems allow 255, and what is unfinished has a longer name
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -99,6 +100,10 @@ def unpack(archive: Path, folder: Path) -> Counter[str]:
     counts: Counter[str] = Counter()
     for name in map(os.fsdecode, names):
         target = folder / PurePosixPath(name).name
+        if len(os.fsencode(target.name)) > _LONGEST_NAME:
+            logger.warning("skipped %s... of %s: the name is too long for a file", name[:80], archive)
+            counts["unreadable"] += 1
+            continue
         if target.exists():
             counts["present"] += 1
             continue

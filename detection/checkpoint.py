@@ -5,6 +5,7 @@ import pickle
 import re
 from typing import Any
 
+import numpy as np
 import torch
 from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from prompt_pretrain.errors import InputError
+from prompt_pretrain.safe_pickle import check_unfolded
 from prompt_pretrain.strict_loading import SAFETENSORS, StrictLoading, weights_alone, weights_of
 
 __all__ = ["DeticCheckpointer", "has_own_classes", "read_checkpoint", "weights_of"]
@@ -60,7 +62,7 @@ class DeticCheckpointer(StrictLoading, DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Any) -> _IncompatibleKeys:
         found = (value for name, value in checkpoint["model"].items() if name.endswith("cls_score.zs_weight"))
-        stored = next(found, None)
+        stored = next((value for value in found if isinstance(value, torch.Tensor | np.ndarray)), None)
         self.stored_classifier = None if stored is None else torch.as_tensor(stored)
         if self.keep_class_embeddings:
             weights = checkpoint["model"]
@@ -105,6 +107,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             raise
         except Exception:  # damaged, of many kinds, or with objects beside the weights
             content = weights_alone(path)
+        check_unfolded(content, path)
         return content if isinstance(content, dict) and "model" in content else {"model": content}
     except FileNotFoundError as error:
         raise InputError(f"no checkpoint {path}; check the path") from error

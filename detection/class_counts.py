@@ -150,6 +150,8 @@ def _warn_about_other_names(embeddings: ClassEmbeddings, data_sets: dict[str, tu
 def _classes_in_checkpoint(path: str) -> int | None:
     """Number of classes of the classifier in a checkpoint; None where there is none."""
     for name, shape in _shapes(path).items():
+        if len(shape) != 2:
+            continue
         if name.endswith("cls_score.zs_weight"):
             return shape[1] - 1  # (D, C + 1): the last column is the background
         if re.search(r"box_predictor(\.\d+)?\.cls_score\.weight$", name):
@@ -170,7 +172,8 @@ def _shapes(path: str) -> dict[str, tuple[int, ...]]:
     except Exception:  # of many kinds; the checkpointer, which reads the file next, explains them
         return {}
     content = content.get("model", content) if isinstance(content, dict) else {}
-    return {name: tuple(value.shape) for name, value in content.items() if hasattr(value, "shape")}
+    entries = content.items() if isinstance(content, dict) else ()
+    return {name: tuple(value.shape) for name, value in entries if isinstance(name, str) and hasattr(value, "shape")}
 
 
 def _safetensors_shapes(path: str) -> dict[str, tuple[int, ...]]:

@@ -7,10 +7,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["are_numbers", "find_wrong_row", "rle_problem"]
+__all__ = ["are_numbers", "find_wrong_row", "is_outline", "rle_problem"]
 
 _LARGEST = 1e12  # sum of the absolute values of one mask's or box's coordinates; far beyond any image
 _MAX_SIDE = 1 << 20  # pixels of an image; what is read must fit into memory
+_MAX_OUTLINE = 1 << 21  # pixels around a polygon: far more than any object has, and a tenth of a GB while it is drawn
 _Check = Callable[[Any], bool]
 
 
@@ -20,6 +21,26 @@ def are_numbers(values: Any) -> bool:
         return False
     try:
         return sum(map(abs, values)) <= _LARGEST  # False for NaN
+    except (TypeError, OverflowError):
+        return False
+
+
+def is_outline(values: Any) -> bool:
+    """Whether it is a list of numbers x, y, x, y, ... that may be drawn as a polygon.
+
+    pycocotools walks along the edges in C, with 32-bit numbers and some 80 bytes for each pixel: a corner that is far
+    away costs gigabytes, or ends the process.
+    """
+    if not isinstance(values, list | tuple):
+        return False
+    try:
+        if sum(map(abs, values)) <= _MAX_OUTLINE / 2:  # as good as always; an edge is no longer than its ends' sum
+            return True
+        if not max(map(abs, values)) <= _MAX_OUTLINE:  # NaN as well
+            return False
+        xs, ys = values[0::2], values[1::2]
+        edges = (max(abs(xs[end] - xs[end - 1]), abs(ys[end] - ys[end - 1])) for end in range(len(ys)))
+        return sum(edges) <= _MAX_OUTLINE
     except (TypeError, OverflowError):
         return False
 
@@ -117,7 +138,7 @@ def _list_of(check: _Check) -> _Check:
 def _is_mask(value: Any) -> bool:
     if isinstance(value, dict):  # its size is compared with the image's by who knows it
         return {"size", "counts"} <= value.keys() and isinstance(value["size"], list) and are_numbers(value["size"])
-    return value is None or (isinstance(value, list) and all(map(are_numbers, value)))
+    return value is None or (isinstance(value, list) and all(map(is_outline, value)))
 
 
 _ID = (_is_id, "a whole number or text")
@@ -140,7 +161,10 @@ _FIELDS: dict[str, dict[str, tuple[_Check, str]]] = {
     "annotation": {
         **dict.fromkeys(("id", "image_id", "category_id"), _ID),
         "bbox": (lambda value: are_numbers(value) and len(value) == 4, "four finite numbers [x, y, width, height]"),
-        "segmentation": (_is_mask, "polygons [x, y, x, y, ...] of finite numbers, or a run-length mask"),
+        "segmentation": (
+            _is_mask,
+            "polygons [x, y, x, y, ...] of finite numbers in or near the image, or a run-length mask",
+        ),
         "iscrowd": (lambda value: value in (0, 1), "0 or 1"),
         "area": (_is_number, "a number"),
         "caption": _TEXT,

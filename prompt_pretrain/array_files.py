@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from prompt_pretrain.errors import InputError
+from prompt_pretrain.errors import InputError, reason_of
 
 __all__ = ["read_npy"]
 
@@ -22,5 +22,4 @@ def read_npy(path: str | os.PathLike, remedy: str = "get it again") -> np.ndarra
     except FileNotFoundError:
         raise
     except Exception as error:  # damaged headers, which are Python literals, raise almost anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{path} is no readable .npy array of numbers ({reason}); {remedy}") from error
+        raise InputError(f"{path} is no readable .npy array of numbers ({reason_of(error)}); {remedy}") from error

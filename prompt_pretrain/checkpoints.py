@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from prompt_pretrain.atomic_files import atomic_writer
-from prompt_pretrain.errors import InputError
+from prompt_pretrain.errors import InputError, reason_of
+from prompt_pretrain.safe_pickle import check_unfolded
 
 logger = logging.getLogger(__name__)
 
@@ -79,10 +80,16 @@ def _read(path: Path) -> dict[str, Any]:
     body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
     if hashlib.sha256(body).digest() != digest:
         raise _DamagedError("its checksum is wrong")
-    state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except Exception as error:  # a file of someone who knows how the checksum is made
+        raise InputError(f"{path} is no state of a pre-training ({reason_of(error)}); remove it") from error
+    if not isinstance(state, dict):
+        raise InputError(f"{path} is no state of a pre-training but a {type(state).__name__}; remove it")
+    check_unfolded(state, path)
     if state.get("format") != _FORMAT:
         raise InputError(
-            f"{path} was written by another version (format {state.get('format')}, expected {_FORMAT}); "
+            f"{path} was written by another version (format {str(state.get('format'))[:40]}, expected {_FORMAT}); "
             "start again with --no-resume or in another OUTPUT_DIR"
         )
     return state

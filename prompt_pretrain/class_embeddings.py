@@ -24,8 +24,9 @@ from prompt_pretrain.array_files import read_npy
 from prompt_pretrain.atomic_files import write_npy, write_safetensors
 from prompt_pretrain.class_texts import ClassTexts
 from prompt_pretrain.clip import Clip, load_clip
-from prompt_pretrain.errors import InputError
+from prompt_pretrain.errors import InputError, reason_of
 from prompt_pretrain.prompt import SoftPrompt, prompt_hash
+from prompt_pretrain.safe_pickle import check_unfolded
 from prompt_pretrain.vocabulary import Vocabulary, clean_class_name, load_vocabulary
 
 __all__ = ["ClassEmbeddings", "add_class_embeddings_config", "resolve_class_embeddings"]
@@ -351,7 +352,7 @@ def _read_safetensors(path: Path) -> tuple[Tensor, dict[str, str]]:
                 raise InputError(f"{path} holds no 'embeddings'; expected a file of tools/export_class_embeddings.py")
             return file.get_tensor("embeddings"), metadata
     except SafetensorError as error:
-        raise InputError(f"{path} is no safetensors file or is cut short ({error}); get it again") from error
+        raise InputError(f"{path} is no safetensors file or is cut short ({reason_of(error)}); get it again") from error
 
 
 def _read_torch(path: Path) -> tuple[Tensor, dict[str, str]]:
@@ -361,6 +362,7 @@ def _read_torch(path: Path) -> tuple[Tensor, dict[str, str]]:
         raise InputError(f"{path} does not load as a plain tensor; give a .npy or .safetensors file") from error
     if not isinstance(content, Tensor):
         raise InputError(f"{path} holds a {type(content).__name__}; expected a tensor (classes, width)")
+    check_unfolded(content, path)
     return content, {}
 
 

@@ -364,6 +364,7 @@ def _build(config: Mapping[str, Any], precision: str, seed: int, source: str) ->
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = make(**config, cast_dtype=cast)
+        _square_side(model.visual.image_size, source)
     except InputError:
         raise
     except Exception as error:  # whatever a setting of another type or size leads to
@@ -409,10 +410,10 @@ def _embed_dim(model: Any) -> int:
     return int(output) if output else _text_width(model)
 
 
-def _square_side(size: int | tuple[int, ...], clip_id: str) -> int:
+def _square_side(size: int | tuple[int, ...], name: str) -> int:
     sides = {size} if isinstance(size, int) else set(size)
     if len(sides) != 1:
-        raise InputError(f"{clip_id} takes images of {size} pixels; only square ones are supported")
+        raise InputError(f"{name} takes images of {size} pixels; only square ones are supported")
     return sides.pop()
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prompt_pretrain.atomic_files import write_safetensors
-from prompt_pretrain.errors import InputError
+from prompt_pretrain.errors import InputError, reason_of
 from prompt_pretrain.safe_pickle import is_torchscript_archive, read_torchscript_state
 
 _log = logging.getLogger(__name__)
@@ -209,7 +209,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
-        raise InputError(f"{path} is no safetensors file or is cut short ({error}); get it again") from error
+        raise InputError(f"{path} is no safetensors file or is cut short ({reason_of(error)}); get it again") from error
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:

@@ -65,5 +65,7 @@ def _reason_of_the_disk(error: BaseException | None) -> str:
 def _complain(message: str, code: int) -> int:
     if os.environ.get("DEBUG"):
         logging.getLogger(__name__).exception("traceback, since DEBUG is set")
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    # What is quoted of a file must not steer the terminal: escape sequences and the like are shown, not sent.
+    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(message.split()))
+    print(f"error: {text}", file=sys.stderr)
     return code

@@ -177,6 +177,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "TRAINER.COOP.CLASS_TOKEN_POSITION": ("end", "middle", "front"),
     "TRAINER.HIERARCHY.MODE": ("none", "positives", "smooth"),
 }
+_MAX_NODES = 200_000  # values in a config, far more than any has
 _TRANSFORMS = ("random_resized_crop", "random_flip", "randaugment2", "normalize")
 _MINIMUM: dict[str, float] = {
     "SEED": 0,
@@ -285,13 +286,36 @@ def parse_bytes(text: str, key: str = "MEMORY_BUDGET") -> int | None:
     return int(size)
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain data."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Refuses anchors that stand for each other many times: a text of 1 KB could unfold without end."""
+        top = super().get_single_node()
+        waiting: list[yaml.Node] = [] if top is None else [top]
+        left = _MAX_NODES
+        while waiting:
+            node = waiting.pop()
+            left -= 1
+            if isinstance(node, yaml.MappingNode):
+                waiting += [each for pair in node.value for each in pair]
+            elif isinstance(node, yaml.SequenceNode):
+                waiting += node.value
+            if left < len(waiting):
+                problem = f"more than {_MAX_NODES:,} values, counted wherever an anchor stands for them"
+                raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
+        return top
+
+
 def _read_with_bases(path: Path, within: tuple[Path, ...] = ()) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     """The files that make up ``path``, bases first, each with what it says itself."""
     path = Path(os.path.expanduser(path))
     if path.resolve() in within:
         raise InputError(f"{within[-1]}: {BASE_KEY} leads back to {path}; a file cannot inherit from itself")
+    if within and path.exists() and not path.is_file():  # /dev/zero has no end
+        raise InputError(f"{within[-1]}: {BASE_KEY} names {path}, which is no file")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         wanted_by = f", the {BASE_KEY} of {within[-1]}" if within else ""
         raise InputError(f"config file {path} not found{wanted_by}; give an existing .yaml file") from error

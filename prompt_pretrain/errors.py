@@ -15,3 +15,9 @@ class LostProcessError(RuntimeError):
     The message is one line: which process, its step and phase, and how to continue. It has been printed on standard
     error at once, for the launcher may end this process any moment. Tools exit with 1.
     """
+
+
+def reason_of(error: BaseException, most: int = 200) -> str:
+    """What another's error says, as a part of one line: its text may quote the file that it is about at any length."""
+    text = " ".join(str(error).split())
+    return text[:most] + "…" * (len(text) > most) or type(error).__name__

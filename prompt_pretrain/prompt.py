@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from prompt_pretrain.array_files import read_npy
 from prompt_pretrain.atomic_files import atomic_writer, write_npy, write_safetensors
 from prompt_pretrain.clip import Clip
-from prompt_pretrain.errors import InputError
+from prompt_pretrain.errors import InputError, reason_of
 from prompt_pretrain.prompt_tokens import POSITIONS
-from prompt_pretrain.safe_pickle import read_torch_archive
+from prompt_pretrain.safe_pickle import check_unfolded, read_torch_archive
 
 _log = logging.getLogger(__name__)
 _INITIAL_STD = 0.02
@@ -155,7 +155,7 @@ def load_prompt(
     ctx = _find_ctx(content, path, width, n_ctx)
     _check(ctx, path, width, n_ctx)
     if position not in POSITIONS:
-        raise InputError(f"{path} says class-name position {position!r}; expected one of {', '.join(POSITIONS)}")
+        raise InputError(f"{path} says class-name position {position[:40]!r}; expected one of {', '.join(POSITIONS)}")
     return SoftPrompt(ctx, position, metadata)
 
 
@@ -190,16 +190,18 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str, dict[str, Any
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
             return tensors, metadata.pop("position", "end"), metadata
     except (SafetensorError, ValueError) as error:
-        raise InputError(f"{path} is no safetensors file or is cut short ({error}); get it again") from error
+        raise InputError(f"{path} is no safetensors file or is cut short ({reason_of(error)}); get it again") from error
 
 
 def _read_torch(path: Path, allow_suspicious: bool) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged and for refused files
         _log.debug("%s needs the lenient reader: %s", path, error)
-    # Either damaged or a whole training checkpoint with objects in it.
-    return read_torch_archive(path, allow_suspicious=allow_suspicious)
+        # Either damaged or a whole training checkpoint with objects in it.
+        return read_torch_archive(path, allow_suspicious=allow_suspicious)
+    check_unfolded(content, path)
+    return content
 
 
 def _find_ctx(content: Any, path: Path, width: int | None, n_ctx: int | None) -> Tensor:

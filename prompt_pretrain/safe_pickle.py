@@ -6,7 +6,9 @@ kinds. The reader here interprets their pickle stream with an unpickler that can
 every other class or function named in the stream becomes an inert object that ignores all that is done to it.
 """
 
+import io
 import pickle
+import pickletools
 import sys
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prompt_pretrain.errors import InputError
+from prompt_pretrain.errors import InputError, reason_of
 
 _STORAGE_DTYPES = {
     "FloatStorage": torch.float32,
@@ -90,18 +92,54 @@ def read_torch_archive(path: str | PathLike, *, allow_suspicious: bool = False) 
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            return _Reader(archive, path, allow_suspicious).load()
+            content = _Reader(archive, path, allow_suspicious).load()
+        check_unfolded(content, path)
+        return content
     except InputError:
         raise
     except zipfile.BadZipFile as error:
-        raise InputError(f"{path} is no torch file or is cut short ({error}); download or copy it again") from error
-    except (pickle.UnpicklingError, KeyError, ValueError, TypeError, AttributeError, IndexError, EOFError) as error:
-        raise InputError(f"{path} is damaged ({error}); download or copy it again") from error
+        raise InputError(
+            f"{path} is no torch file or is cut short ({reason_of(error)}); download or copy it again"
+        ) from error
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged zip file or pickle raises almost anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} is damaged ({reason}); download or copy it again") from error
+        raise InputError(f"{path} is damaged ({reason_of(error)}); download or copy it again") from error
+
+
+def check_unfolded(content: Any, path: str | PathLike) -> None:
+    """Refuse what is far larger than the file it was read from.
+
+    Pickles may name a list twice within a list, and that one twice again; tensors may repeat one number as often as
+    their shape says. Both are small until they are shown, copied or computed with.
+
+    Raises:
+        InputError: there are more things in it than the file has bytes, or a tensor that has no numbers of its own.
+    """
+    left = 10_000 + Path(path).stat().st_size
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        left -= 1
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set | frozenset):
+            waiting += value
+        elif isinstance(value, InertObject):
+            waiting.append(value.state)
+        elif isinstance(value, Tensor) and not _holds_its_numbers(value):
+            raise InputError(
+                f"{path} holds a tensor of shape {tuple(value.shape)} that is sparse or repeats its numbers; get the "
+                "file again, or save plain tensors"
+            )
+        if left < len(waiting):
+            raise InputError(f"{path} unfolds to far more than it holds; get the file again, best as .safetensors")
+
+
+def _holds_its_numbers(tensor: Tensor) -> bool:
+    if tensor.layout is not torch.strided or tensor.device.type == "meta" or tensor.is_nested:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def read_torchscript_state(path: str | PathLike) -> dict[str, Tensor]:
@@ -136,7 +174,9 @@ class _Reader(pickle.Unpickler):
         self._folder = found[0].split("/")[0]
         self._storages: dict[str, Tensor] = {}
         self._unread = path.stat().st_size
-        super().__init__(archive.open(self._entry("data.pkl")))
+        data = archive.read(self._entry("data.pkl"))
+        _check_memo(data)
+        super().__init__(io.BytesIO(data))
 
     def _entry(self, name: str) -> zipfile.ZipInfo:
         info = self._archive.getinfo(f"{self._folder}/{name}")
@@ -156,8 +196,8 @@ class _Reader(pickle.Unpickler):
             return self._parameter
         if not self._allow_suspicious and _is_suspicious(module, name):
             raise InputError(
-                f"{self._path} wants to call {module}.{name}, which weights never need: the file may be malicious. "
-                "Nothing of it was run; get the file from its authors again, best as .safetensors"
+                f"{self._path} wants to call {module[:100]}.{name[:100]}, which weights never need: the file may be "
+                "malicious. Nothing of it was run; get the file from its authors again, best as .safetensors"
             )
         return InertObject
 
@@ -179,6 +219,16 @@ class _Reader(pickle.Unpickler):
 
     def _parameter(self, data: Tensor, *ignored: object) -> Tensor:
         return data
+
+
+def _check_memo(data: bytes) -> None:
+    """Refuse a stream that numbers an object higher than it has bytes.
+
+    The unpickler takes memory for all numbers below, up to 64 GB for the six bytes of one instruction.
+    """
+    for opcode, number, position in pickletools.genops(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(number or 0) > len(data):
+            raise pickle.UnpicklingError(f"object number {number} at byte {position} of {len(data)}")
 
 
 def _is_suspicious(module: str, name: str) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from fvcore.common.checkpoint import Checkpointer, _IncompatibleKeys
 from torch import Tensor
 
-from prompt_pretrain.errors import InputError
+from prompt_pretrain.errors import InputError, reason_of
 from prompt_pretrain.safe_pickle import read_torch_archive
 
 __all__ = [
@@ -80,11 +80,15 @@ class StrictLoading(Checkpointer):
         if filename.endswith(SAFETENSORS):
             return read_safetensors(filename)
         try:
-            return super()._load_file(filename)
+            content = super()._load_file(filename)
         except pickle.UnpicklingError:
             if filename.endswith(".pkl"):
                 raise
-        return weights_alone(filename)
+            return weights_alone(filename)
+        weights = content["model"]
+        if not isinstance(weights, Mapping) or not all(isinstance(name, str) for name in weights):
+            raise ValueError(f"{filename}: its 'model' is no dict from names to weights")
+        return content
 
     def _load_model(self, checkpoint: Any) -> _IncompatibleKeys:
         stored = list(checkpoint["model"])
@@ -129,7 +133,7 @@ def read_safetensors(path: str) -> dict[str, Any]:
             metadata = file.metadata() or {}
             content: dict[str, Any] = {"model": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is cut off or no safetensors file ({error})") from error
+        raise ValueError(f"{path} is cut off or no safetensors file ({reason_of(error)})") from error
     if metadata.get("matching_heuristics") == "true":  # as `tools/convert_checkpoint.py` writes it
         content |= {"matching_heuristics": True, "__author__": metadata.get("author", "")}
     for key in (CLASS_NAMES, SEEN_CLASSES):

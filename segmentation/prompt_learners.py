@@ -14,7 +14,7 @@ from prompt_pretrain.clip import Clip
 from prompt_pretrain.errors import InputError
 from prompt_pretrain.prompt import load_prompt
 from prompt_pretrain.prompt_tokens import PromptTokens, tokenize_pieces
-from prompt_pretrain.safe_pickle import read_torch_archive
+from prompt_pretrain.safe_pickle import check_unfolded, read_torch_archive
 from prompt_pretrain.templates import load_templates
 from prompt_pretrain.text_encoder import TextEncoder, encode_templates
 
@@ -202,6 +202,11 @@ def _stage_1_entries(path: Path, key: str) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # damaged, or a checkpoint with objects beside the weights
         content = read_torch_archive(path)
+    check_unfolded(content, path)
     content = content.get("model", content) if isinstance(content, dict) else {}
-    named = {str(name): torch.as_tensor(value) for name, value in content.items() if "prompt_learner" in str(name)}
+    entries = content.items() if isinstance(content, dict) else ()
+    named = {name: value for name, value in entries if isinstance(name, str) and "prompt_learner" in name}
+    wrong = next((name for name, value in named.items() if not isinstance(value, Tensor)), None)
+    if wrong is not None:
+        raise InputError(f"{key}: {wrong[:100]!r} of {path} is no tensor; give the model_final.pth of stage 1")
     return {re.sub(r"^.*prompt_learner\.", "", name): value for name, value in named.items()}

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from prompt_pretrain.errors import InputError
+from prompt_pretrain.errors import InputError, reason_of
+from prompt_pretrain.safe_pickle import check_unfolded
 
 
 class ClassTree(NamedTuple):
@@ -43,9 +44,16 @@ def read_class_tree(path: str | os.PathLike) -> ClassTree:
             f"{path} is damaged or holds more than plain data, so it was not loaded: nothing in it was run; "
             "get the class tree again, or remove it to use the built-in ImageNet-21K names"
         ) from error
+    check_unfolded(value, path)
     names = value.get("class_description") if isinstance(value, Mapping) else None
     if not isinstance(names, Mapping) or not all(isinstance(k, str) and isinstance(v, str) for k, v in names.items()):
         raise InputError(f"{path} has no 'class_description' from WordNet ids to names; get the class tree again")
-    class_list = tuple(str(wnid) for wnid in value.get("class_list", names))
-    tree = tuple(tuple(int(index) for index in chain) for chain in value.get("class_tree_list", ()))
+    try:
+        class_list = tuple(str(wnid) for wnid in value.get("class_list", names))
+        tree = tuple(tuple(int(index) for index in chain) for chain in value.get("class_tree_list", ()))
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # also of tensors in place of numbers
+        raise InputError(
+            f"{path}: 'class_list' or 'class_tree_list' is no list of ids or of chains of indices "
+            f"({reason_of(error)}); get the class tree again"
+        ) from error
     return ClassTree(class_list, dict(names), tree)

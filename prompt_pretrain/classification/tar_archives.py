@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 BLOCK = 512
 MAX_MEMBER_BYTES = 1 << 28  # 256 MiB; larger members, packed or unpacked, are refused
 _MAX_NAME_BYTES = 1 << 16
+_MAX_SIZE = 1 << 60  # bytes of a member: beyond any disk, and sums of them fit into 64 bits
 _MAX_INDEXES = 1024  # kept in memory, about 40 KB each
 _GZIP = b"\x1f\x8b"
 
@@ -143,11 +144,18 @@ def open_index(archive: str) -> TarIndex:
 def _cached_index(archive: str, stamp: np.ndarray) -> TarIndex:
     file = cache_file("tar_indexes", archive, ".npz")
     arrays = load_arrays(file, ("names", "offsets", "sizes", "stamp"))
-    if arrays is not None and np.array_equal(arrays["stamp"], stamp):
+    if arrays is not None and np.array_equal(arrays["stamp"], stamp) and _is_index(**arrays):
         return TarIndex(**arrays)
     index = scan_archive(archive, stamp)
     save_arrays(file, vars(index))
     return index
+
+
+def _is_index(names: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, stamp: np.ndarray) -> bool:
+    numbers = (offsets, sizes)
+    return (names.ndim, names.dtype.kind) == (1, "S") and all(
+        each.dtype == np.int64 and each.shape == names.shape and bool((each >= 0).all()) for each in numbers
+    )
 
 
 def scan_archive(archive: str, stamp: np.ndarray) -> TarIndex:
@@ -164,7 +172,7 @@ def scan_archive(archive: str, stamp: np.ndarray) -> TarIndex:
     with open(archive, "rb") as file:
         for member in _members(file, archive, int(stamp[0])):
             parts = [part for part in member.name.split(b"/") if part != b"."]
-            if not parts or not parts[0] or b".." in parts:
+            if not parts or not parts[0] or b".." in parts or b"\0" in member.name:
                 outside += 1
                 continue
             hidden = any(part.startswith(b".") for part in parts)
@@ -203,8 +211,11 @@ def _members(file: IO[bytes], archive: str, length: int) -> Iterator[_Member]:
         elif kind in b"xX":
             records = _pax_records(file.read(own_size))
             name = records.get(b"path", name)
-            if records.get(b"size", b"").isdigit():
-                size = int(records[b"size"])
+            digits = records.get(b"size", b"")
+            if digits.isdigit():
+                size = int(digits) if len(digits) < 20 else _MAX_SIZE
+                if size >= _MAX_SIZE:
+                    raise InputError(f"{archive} is damaged at byte {position:,}; copy or download it again")
         elif kind in b"Kg":
             pass
         else:
@@ -221,7 +232,7 @@ def _check_header(header: bytes, archive: str, position: int) -> None:
     field = header[148:156].strip(b" \0")
     computed = sum(header[:148]) + 8 * ord(" ") + sum(header[156:])
     try:
-        if int(field, 8) == computed and _number(header[124:136]) >= 0:
+        if int(field, 8) == computed and 0 <= _number(header[124:136]) < _MAX_SIZE:
             return
     except ValueError:
         pass

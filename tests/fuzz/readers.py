@@ -195,7 +195,7 @@ def _few_shot(folder: Path) -> Any:
         # A file that was changed by one who knows how to make its hash.
         content = json.loads(file.read_bytes())
         file.write_text(json.dumps(content | {"sha256": _content_hash(content)}))
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         pass
     items = [ImageItem(str(folder / "a" / "1.jpg"), 0), ImageItem(str(folder / "b" / "1.jpg"), 1)]
     return saved_few_shot_split(folder / "split", items, None, 1, 0)

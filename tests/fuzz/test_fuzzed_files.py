@@ -37,12 +37,17 @@ def _surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.syspath_prepend(str(_REPOSITORY / folder))
 
 
-def read_in_watch(reader: Reader, data: bytes, folder: Path) -> str | None:
-    """The message of the error that ``reader`` gives for ``data``; None if it reads it."""
+def write_files(reader: Reader, data: bytes, folder: Path) -> None:
+    """A new ``folder`` with ``data`` as the file of ``reader``, and the other files that it needs."""
     shutil.rmtree(folder, ignore_errors=True)
     for name, content in (reader.others | {reader.file: data}).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
+
+
+def read_in_watch(reader: Reader, data: bytes, folder: Path) -> str | None:
+    """The message of the error that ``reader`` gives for ``data``; None if it reads it."""
+    write_files(reader, data, folder)
     with watched(folder.parent), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

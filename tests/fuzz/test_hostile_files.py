@@ -1,6 +1,7 @@
 """Files made to do harm: code in pickles and configs, archives that lead elsewhere, small files that unfold."""
 
 import gzip
+import hashlib
 import io
 import os
 import pickle
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from prompt_pretrain.annotation_fields import find_wrong_row, rle_problem
+from prompt_pretrain.annotation_fields import find_wrong_row, is_outline, rle_problem
 from prompt_pretrain.array_files import read_npy
 from prompt_pretrain.classification import tar_archives
 from prompt_pretrain.classification.decoding import ImageError, open_image
@@ -100,6 +101,30 @@ def test_tags_in_configs_run_nothing(loader: str, value: str, tmp_path: Path):
     assert not hacked
 
 
+_NAMED_TWICE = {
+    "lists": lambda n: f"&a{n} [*a{n - 1}, *a{n - 1}]",
+    "tuples": lambda n: f"&a{n} !!python/tuple [*a{n - 1}, *a{n - 1}]",
+    "keys": lambda n: f"&a{n} {{? !!python/tuple [*a{n - 1}, *a{n - 1}] : 1}}",
+    "maps": lambda n: f"&a{n} {{a: *a{n - 1}, b: *a{n - 1}}}",
+    "merges": lambda n: f"&a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}",
+}
+
+
+@pytest.mark.parametrize("how", _NAMED_TWICE)
+@pytest.mark.parametrize("reader", [reader for reader in readers() if reader.form == "yaml"], ids=str)
+def test_anchors_in_configs_do_not_unfold(reader: Reader, how: str, tmp_path: Path):
+    lines = ["x0: &a0 {a: x}", *(f"x{n}: {_NAMED_TWICE[how](n)}" for n in range(1, 40)), "SOLVER: *a39", "OPTIM: *a39"]
+    message = read_in_watch(reader, "\n".join(lines).encode(), tmp_path / "x")
+    assert message is not None and "a.yaml" in message and len(message) < 600
+
+
+@pytest.mark.parametrize("loader", ["load_cfg", "detection.load_config", "segmentation.load_config"])
+def test_the_base_of_a_config_is_a_file(loader: str, tmp_path: Path):
+    reader = next(reader for reader in readers() if reader.name == loader)
+    message = read_in_watch(reader, b"_BASE_: /dev/zero", tmp_path / "x")
+    assert message is not None and "a.yaml: _BASE_ names /dev/zero, which is no file" in message
+
+
 def test_members_of_archives_stay_in_the_output_folder(tmp_path: Path):
     names = ["../../escaped.JPEG", "/tmp/escaped_f8.JPEG", "a/../../escaped.JPEG", "..", "good.JPEG", "sub/good2.JPEG"]
     archive = io.BytesIO()
@@ -126,6 +151,39 @@ def test_members_of_archives_stay_in_the_output_folder(tmp_path: Path):
         unpack(path, tmp_path / "out" / "images")
     assert sorted(file.name for file in tmp_path.rglob("*.JPEG")) == ["good.JPEG", "good2.JPEG"]
     assert not Path("/tmp/escaped_f8.JPEG").exists()
+
+
+@pytest.mark.parametrize("size", [-(1 << 40), 1 << 70])
+@pytest.mark.parametrize("name", ["find_images", "tar images", "unpack"])
+def test_sizes_in_archives_that_no_file_can_have(name: str, size: int, tmp_path: Path):
+    reader = next(reader for reader in readers() if reader.name == name)
+    data = bytearray(tar_bytes({"n1_1.JPEG": b"abc"}))
+    data[124:136] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)
+    data[148:156] = b"%06o\0 " % (256 + sum(data[:148]) + sum(data[156:512]))
+    message = read_in_watch(reader, bytes(data), tmp_path / "x")
+    assert message is not None and "n1.tar" in message
+
+
+@pytest.mark.parametrize("digits", [25, 5000])
+def test_sizes_of_any_length_in_long_headers(digits: int, tmp_path: Path):
+    reader = next(reader for reader in readers() if reader.name == "tar images")
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("n1_1.JPEG")
+        info.pax_headers = {"size": "9" * digits}
+        archive.addfile(info)
+    assert "n1.tar is damaged at byte" in (read_in_watch(reader, stream.getvalue(), tmp_path / "x") or "")
+
+
+def test_names_that_no_file_can_have_are_left_out(tmp_path: Path):
+    from prepare_imagenet_lvis import unpack
+
+    members = {f"{'n' * 300}.JPEG": b"abc", f"{'x' * 120}a.b.JPEG": b"abc", "good.JPEG": b"abc"}
+    data = tar_bytes(members, tarfile.PAX_FORMAT).replace(b"xa.b.JPEG", b"xa\0b.JPEG")
+    (tmp_path / "n1.tar").write_bytes(data)
+    counts = unpack(tmp_path / "n1.tar", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.JPEG"]
+    assert counts == {"written": 1, "unreadable": 1}
 
 
 def test_a_link_planted_in_the_output_folder_is_replaced_not_followed(tmp_path: Path):
@@ -220,6 +278,76 @@ def test_entries_of_an_archive_that_share_their_bytes_are_refused(tmp_path: Path
         read_torch_archive(path)
 
 
+@pytest.mark.parametrize("instruction", [b"r\xff\xff\xff\x0f", b"p268435455\n"])
+@pytest.mark.parametrize("reader", _PICKLED, ids=str)
+def test_numbers_of_objects_cost_no_memory(reader: Reader, instruction: bytes, tmp_path: Path):
+    """The unpickler in C keeps a table as long as the highest number: here of 4 GB, found by a coverage-guided run."""
+    stream = b"\x80\x02}" + instruction + b"."
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as target:
+        target.writestr("archive/data.pkl", stream)
+        target.writestr("archive/version", b"3\n")
+    for data in (archive.getvalue(), stream):
+        read_in_watch(reader, data, tmp_path / "x")
+
+
+def _laughs() -> list:
+    """A list whose text would have a million million letters."""
+    value: list = ["ha"]
+    for _ in range(40):
+        value = [value, value]
+    return value
+
+
+_FOLDED = {
+    "tensors": lambda: torch.zeros(1, dtype=torch.half).expand(1 << 17, 1 << 17),  # 32 GB
+    "lists": _laughs,
+}
+
+
+@pytest.mark.parametrize("what", _FOLDED)
+@pytest.mark.parametrize("reader", [reader for reader in _PICKLED if reader.file.endswith((".pth", "-5"))], ids=str)
+def test_small_checkpoints_do_not_unfold(reader: Reader, what: str, tmp_path: Path):
+    folded, weights = _FOLDED[what](), {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}
+    keys = ("metadata", "epoch", "optimizer", "class_list", "class_tree_list", "class_names", "iteration", "format")
+    contents = (
+        folded,
+        {"weight": folded, "ctx": folded, "prompt_learner.prefix_prompt": folded, "x.cls_score.weight": folded},
+        {"model": folded},
+        {"state_dict": {"ctx": folded}, "model": {"prompt_learner.prefix_prompt": folded}},
+        {"state_dict": {"ctx": torch.ones(4, 8)}, "model": weights, "metadata": {"position": folded}},
+        {**dict.fromkeys(keys, folded), "model": weights, "class_description": {"n1": "a"}},
+    )
+    for content in contents:
+        data = torch_bytes(content)
+        if reader.name == "CheckpointFolder.load":
+            data += hashlib.sha256(data).digest()
+        message = read_in_watch(reader, data, tmp_path / "x")
+        assert len(message or "") < 1000
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        b"cbuiltins\nbytes\n(I16000000000\ntR",
+        b"cbuiltins\nbytearray\n(I16000000000\ntR",
+        b"cbuiltins\nlist\n(cbuiltins\nrange\n(I2000000000\ntRtR",
+        b"cbuiltins\nstr\n((lp0\n" + b"".join(b"(g%d\ng%d\nlp%d\n" % (n, n, n + 1) for n in range(40)) + b"ttR",
+    ],
+)
+@pytest.mark.parametrize("name", ["detection.pkl", "segmentation.pkl"])
+def test_calls_that_a_pickle_may_make_cost_no_memory(name: str, call: bytes, tmp_path: Path):
+    reader = next(reader for reader in readers() if reader.name == name)
+    assert "a.pkl" in (read_in_watch(reader, b"\x80\x03" + call + b".", tmp_path / "x") or "")
+
+
+@pytest.mark.parametrize("reader", [reader for reader in readers() if reader.file.endswith(".safetensors")], ids=str)
+def test_what_is_quoted_of_a_header_is_short(reader: Reader, tmp_path: Path):
+    header = b'{"x": {"dtype": "%s", "shape": [1], "data_offsets": [0, 4]}}' % (b"F" * 9000)
+    message = read_in_watch(reader, struct.pack("<Q", len(header)) + header + bytes(4), tmp_path / "x")
+    assert message is not None and "a.safetensors" in message and len(message) < 600
+
+
 def test_compressed_entries_are_refused(tmp_path: Path):
     path = tmp_path / "a.pth"
     stream = io.BytesIO()
@@ -295,6 +423,30 @@ def test_a_row_with_an_odd_field_is_named(what, row, problem):
     assert re.search(problem, find_wrong_row([row], what) or "")
 
 
+@pytest.mark.parametrize("corner", [1 << 31, 1 << 28, -(1 << 40), float("nan"), "x"])
+@pytest.mark.parametrize("name", ["load.coco", "load.lvis", "load.extended_lvis", "load.oid", "CustomData.read"])
+def test_polygons_that_lead_far_away_never_reach_the_decoder(name: str, corner: object, tmp_path: Path):
+    """Found by a coverage-guided run: pycocotools draws outlines pixel by pixel and ended the process."""
+    import json
+
+    reader = next(reader for reader in readers() if reader.name == name)
+    content = json.loads(reader.data())
+    content["annotations"][0]["segmentation"] = [[corner, 0, 2, 0, 2, 2]]
+    message = read_in_watch(reader, json.dumps(content).encode(), tmp_path / "x")
+    assert message is not None and "a.json" in message and "segmentation" in message
+
+
+def test_the_outline_of_a_polygon_is_what_counts():
+    from detectron2.data.datasets import annotation_file
+
+    comb = [number for row in range(30_000) for number in (row % 2 * 300, row)]  # 9 million pixels around
+    circle = [1000 + round(900 * f(k / 5000)) for k in range(31_416) for f in (np.cos, np.sin)]
+    for check in (is_outline, annotation_file.is_outline):
+        assert not check(comb)
+        assert sum(circle) > 2 << 20 and check(circle)
+        assert check([0, 0, 4.5, 0, 4, 4]) and not check([0, 0, float("inf"), 0, 1, 1]) and not check([0, [1], 2])
+
+
 def test_rows_with_ids_of_two_kinds_are_named():
     assert "some ids of the image rows" in (find_wrong_row([{"id": 1}, {"id": "1"}], "image") or "")
     assert find_wrong_row([{"id": 1}, {"id": 2.0}], "image") is None
@@ -317,6 +469,12 @@ def test_a_clip_config_can_neither_fill_the_memory_nor_fetch_a_model(change, pro
     config = {"embed_dim": 8, "vision_cfg": {}, "text_cfg": {}} | change
     with pytest.raises(InputError, match=problem):
         parse_config(json.dumps(config), "a.json")
+
+
+def test_a_clip_config_of_oblong_images_is_named(tmp_path: Path):
+    reader = next(reader for reader in readers() if reader.name == "load_clip.config")
+    data = reader.data().replace(b'"image_size": 8', b'"image_size": [8, 4]')
+    assert "a.json takes images of" in (read_in_watch(reader, data, tmp_path / "x") or "")
 
 
 def test_a_clip_config_with_too_many_parameters_is_refused_before_they_are_made(tmp_path: Path):

@@ -1,4 +1,6 @@
 import errno
+import hashlib
+import io
 import logging
 import os
 
@@ -82,3 +84,14 @@ def test_left_over_temporary_files_go_and_others_stay(tmp_path):
         (tmp_path / name).write_text("x")
     remove_temporary_files(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".kept", "kept.tmp"]
+
+
+@pytest.mark.parametrize("content", [b"no archive", [1, 2]])
+def test_a_file_that_is_no_state_in_spite_of_its_checksum_is_named(tmp_path, content):
+    if isinstance(content, list):
+        stream = io.BytesIO()
+        torch.save(content, stream)
+        content = stream.getvalue()
+    (tmp_path / "state-00000001.pth").write_bytes(content + hashlib.sha256(content).digest())
+    with pytest.raises(InputError, match="state-00000001.pth is no state of a pre-training"):
+        CheckpointFolder(tmp_path).load()

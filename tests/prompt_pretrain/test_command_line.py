@@ -17,6 +17,7 @@ def raising(error: BaseException):
     ("error", "code", "line"),
     [
         (InputError("key X is 3;\n expected 4"), 2, "error: key X is 3; expected 4\n"),
+        (InputError("class 'a\x1b[2J\x9b1mé\ud800'"), 2, "error: class 'a\\x1b[2J\\x9b1mé\\ud800'\n"),
         (FileNotFoundError(errno.ENOENT, "No such file", "a.yaml"), 2, "error: a.yaml: No such file or directory\n"),
         (FileNotFoundError("Traceback:\n raise\n[Errno 2] No file: 'a.jpg'"), 2, "error: [Errno 2] No file: 'a.jpg'\n"),
         (OSError(errno.ENOSPC, "No space left", "out.pt"), 1, "error: out.pt: the disk is full; free some space"),

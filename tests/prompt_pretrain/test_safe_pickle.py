@@ -2,6 +2,7 @@ import pickle
 import pickletools
 import zipfile
 from collections import OrderedDict, defaultdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,6 +88,21 @@ def test_compressed_and_foreign_archives_are_refused(tmp_path):
         read_torch_archive(tmp_path / "o.pt")
     with pytest.raises(InputError, match="is damaged"):
         read_torch_archive(archive_of(tmp_path / "cut.pt", data[:-3]))
+
+
+def test_what_is_quoted_of_a_damaged_file_is_short(tmp_path):
+    path = Path(archive_of(tmp_path / "x.pt", pickle.dumps({"a": 1}, protocol=2), {"data/0": bytes(9000)}))
+    data = bytearray(path.read_bytes())
+    # A directory and a header that do not agree on the name: zipfile quotes both, as long as the header says.
+    at = data.index(b"PK\x03\x04") + 26
+    data[at : at + 2] = (9000).to_bytes(2, "little")
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="x.pt is no torch file") as caught:
+        read_torch_archive(path)
+    assert len(str(caught.value)) < 600
+    with pytest.raises(InputError, match="wants to call os.xxx") as caught:
+        read_torch_archive(archive_of(path, b"cos\n" + b"x" * 9000 + b"\n."))
+    assert len(str(caught.value)) < 600
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,12 @@ def test_files_without_weights_are_errors(tmp_path, content, message):
         make_checkpointer(tmp_path).load(str(tmp_path / "x.pth"))
 
 
+def test_names_of_weights_in_a_pickle_are_text(tmp_path):
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({b"weight": np.ones(1), "b_momentum": np.ones(1)}))
+    with pytest.raises(ValueError, match=r"Unsupported type found in checkpoint! b'weight'"):
+        make_checkpointer(tmp_path).load(str(tmp_path / "x.pkl"))
+
+
 @pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
 def test_cut_off_files_are_named(tmp_path, name):
     tensors = {"weight": torch.ones(9999)}

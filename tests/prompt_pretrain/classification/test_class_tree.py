@@ -55,3 +55,18 @@ def test_damaged_and_missing_files_are_errors(tmp_path):
         (tmp_path / "tree.pth").write_bytes(damaged)
         with pytest.raises(InputError, match="tree.pth is damaged"):
             read_class_tree(tmp_path / "tree.pth")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"class_list": 3},
+        {"class_tree_list": [0]},
+        {"class_tree_list": [["x"]]},
+        {"class_tree_list": torch.ones(1)},
+    ],
+)
+def test_lists_of_another_kind_are_named(tmp_path, entry):
+    torch.save({"class_description": {"n1": "a"}} | entry, tmp_path / "tree.pth")
+    with pytest.raises(InputError, match="tree.pth: 'class_list' or 'class_tree_list' is no list"):
+        read_class_tree(tmp_path / "tree.pth")

@@ -168,6 +168,26 @@ def test_an_archive_is_scanned_once_until_it_changes(tmp_path, make_tar, monkeyp
     assert len(scanned) == 3
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"names": np.array(b"a.jpg")},
+        {"names": np.array([1])},
+        {"offsets": np.array(512)},
+        {"offsets": np.array([-1])},
+        {"sizes": np.array([1.0])},
+        {"sizes": np.array([1, 2])},
+    ],
+)
+def test_a_cached_index_of_another_form_is_made_again(tmp_path, make_tar, wrong, cache_home):
+    archive = str(make_tar(tmp_path / "a.tar", {"a.jpg": b"1"}))
+    index = vars(open_index(archive))
+    (cached,) = (cache_home / "tar_indexes").iterdir()
+    np.savez(cached, **(index | wrong))
+    tar_archives._indexes.clear()
+    assert read_member(f"{archive}::a.jpg") == b"1"
+
+
 def test_memory_holds_a_bounded_number_of_indexes(tmp_path, make_tar, monkeypatch):
     monkeypatch.setattr(tar_archives, "_MAX_INDEXES", 2)
     archives = [str(make_tar(tmp_path / f"{i}.tar", {"a.jpg": b"1"})) for i in range(3)]

@@ -187,7 +187,8 @@ class DetectionCheckpointer(Checkpointer):
                 return loaded
             weights = loaded.get("blobs", loaded) if isinstance(loaded, dict) else loaded
             weights = _check_dict(weights, filename)
-            weights = {name: value for name, value in weights.items() if not name.endswith("_momentum")}
+            # Names that are no text are refused with the weights.
+            weights = {k: value for k, value in weights.items() if not (isinstance(k, str) and k.endswith("_momentum"))}
             return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
         if filename.endswith(".safetensors"):
             loaded = _load_safetensors(filename)
@@ -236,8 +237,8 @@ class DetectionCheckpointer(Checkpointer):
             is_array = isinstance(value, np.ndarray | np.generic) and np.asarray(value).dtype.kind in "biufc"
             if not isinstance(name, str) or not is_array:
                 raise ValueError(
-                    f"Unsupported type found in checkpoint! {name}: {type(value)}; expected arrays or tensors, "
-                    f'directly or under "model"'
+                    f"Unsupported type found in checkpoint! {str(name)[:80]}: {type(value)}; expected arrays or "
+                    f'tensors, directly or under "model"'
                 )
             array = np.array(value)  # a copy: arrays from files may be read-only
             state_dict[name] = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
@@ -277,7 +278,7 @@ def _load_safetensors(path: str) -> dict[str, Any]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is cut off or no safetensors file ({error})") from error
+        raise ValueError(f"{path} is cut off or no safetensors file ({str(error)[:200]})") from error
 
 
 def _check_dict(loaded: Any, path: str) -> dict[str, Any]:

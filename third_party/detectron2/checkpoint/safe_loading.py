@@ -36,11 +36,11 @@ def load_torch(path: str) -> Any:
 def refused_type(error: pickle.UnpicklingError) -> str | None:
     """The full name of what torch refused to load; None if something else is wrong with the file."""
     found = re.search(r"Unsupported (?:global: GLOBAL|class|operand) (\S+)", str(error))
-    return found[1] if found else None
+    return found[1][:200] if found else None
 
 
 def _summary(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(" :")
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(" :")
 
 
 def is_complete(path: str, keys: Set[str] = frozenset()) -> bool:

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-_PLAIN_TYPES = (bool, bytearray, bytes, complex, dict, float, frozenset, int, list, range, set, slice, str, tuple)
+_PLAIN_TYPES = (bool, complex, dict, float, frozenset, int, list, set, slice, tuple)
+_LONGEST_RANGE = 1 << 20
 
 
 def load_pickle(path: str) -> Any:
@@ -28,7 +29,11 @@ def load_pickle(path: str) -> Any:
         except OSError:
             raise
         except Exception as error:  # whatever the restoring of tensors and arrays stumbles over, assertions too
-            raise pickle.UnpicklingError(f"{path} is cut off or no pickle ({type(error).__name__}: {error})") from error
+            raise pickle.UnpicklingError(f"{path} is cut off or no pickle ({_summary(error)})") from error
+
+
+def _summary(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}"
 
 
 class _Dtype:
@@ -83,6 +88,32 @@ def _encode_latin1(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _make_bytes(*arguments: Any) -> bytes:
+    """Not of a number, as ``bytes`` would: so many zeros, though the file is small."""
+    if arguments and not isinstance(arguments[0], bytes | bytearray | str | list):
+        raise pickle.UnpicklingError(f"refuses bytes of a {type(arguments[0]).__name__}")
+    return bytes(*arguments)
+
+
+def _make_bytearray(*arguments: Any) -> bytearray:
+    return bytearray(_make_bytes(*arguments))
+
+
+def _make_range(*arguments: Any) -> range:
+    """Not so long that a list of it would fill the memory."""
+    found = range(*arguments)
+    if max(abs(found.start), abs(found.stop)) > 1 << 62 or len(found) > _LONGEST_RANGE:
+        raise pickle.UnpicklingError(f"refuses a range of more than {_LONGEST_RANGE:,} numbers")
+    return found
+
+
+def _make_text(*arguments: Any) -> str:
+    """Not of lists that hold each other many times, whose text has no end."""
+    if arguments and not isinstance(arguments[0], str | bytes | int | float):
+        raise pickle.UnpicklingError(f"refuses the text of a {type(arguments[0]).__name__}")
+    return str(*arguments)
+
+
 def _load_storage(data: bytes) -> Any:
     """The storage of a tensor that was pickled without torch.save."""
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -90,6 +121,10 @@ def _load_storage(data: bytes) -> Any:
 
 _ALLOWED: dict[tuple[str, str], Any] = {
     **{("builtins", plain.__name__): plain for plain in _PLAIN_TYPES},
+    ("builtins", "bytearray"): _make_bytearray,
+    ("builtins", "bytes"): _make_bytes,
+    ("builtins", "range"): _make_range,
+    ("builtins", "str"): _make_text,
     ("collections", "OrderedDict"): OrderedDict,
     ("collections", "defaultdict"): defaultdict,
     ("_codecs", "encode"): _encode_latin1,
@@ -117,8 +152,8 @@ class _ArrayUnpickler(pickle._Unpickler):  # the one in Python, whose steps can 
         module = "builtins" if module == "__builtin__" else module  # its name in Python 2
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(
-                f"refuses to load {module}.{name}: only arrays, tensors and plain containers are read, since anything "
-                f"else could run code; if you trust the file, save its arrays alone with another program"
+                f"refuses to load {module[:100]}.{name[:100]}: only arrays, tensors and plain containers are read, "
+                f"since anything else could run code; if you trust the file, save its arrays alone with another program"
             )
         return _ALLOWED[module, name]
 

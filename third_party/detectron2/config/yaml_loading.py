@@ -12,6 +12,7 @@ from fvcore.common.config import BASE_KEY
 
 _MAX_LENGTH = 10_000
 _MAX_DEPTH = 50
+_MAX_NODES = 200_000
 _BINARY: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -26,6 +27,23 @@ _CALLS: dict[str, Callable[..., Any]] = {"int": int, "float": float, "round": ro
 
 class _Loader(yaml.SafeLoader):
     """Plain data, tuples, and the arithmetic that ``evaluate_arithmetic`` knows."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Refuses anchors that stand for each other many times: a text of 1 KB could unfold without end."""
+        top = super().get_single_node()
+        waiting: list[yaml.Node] = [] if top is None else [top]
+        left = _MAX_NODES
+        while waiting:
+            node = waiting.pop()
+            left -= 1
+            if isinstance(node, yaml.MappingNode):
+                waiting += [each for pair in node.value for each in pair]
+            elif isinstance(node, yaml.SequenceNode):
+                waiting += node.value
+            if left < len(waiting):
+                problem = f"more than {_MAX_NODES:,} values, counted wherever an anchor stands for them"
+                raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
+        return top
 
 
 def _construct_eval(loader: _Loader, node: yaml.Node) -> Any:
@@ -76,7 +94,10 @@ def _load(
     for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str):
             raise ValueError(f"{filename}: {BASE_KEY} is {base!r}, expected the name of a file or a list of names")
-        _merge(_load(_locate(base, filename), open_file, allow_unsafe, (*heirs, filename)), merged)
+        base = _locate(base, filename)
+        if os.path.exists(base) and not os.path.isfile(base):  # /dev/zero has no end
+            raise ValueError(f"{filename}: {BASE_KEY} names {base}, which is no file")
+        _merge(_load(base, open_file, allow_unsafe, (*heirs, filename)), merged)
     _merge(content, merged)
     return merged
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from detectron2.data.datasets.annotation_file import are_numbers
+from detectron2.data.datasets.annotation_file import is_outline
 from detectron2.evaluation.ground_truth import GroundTruth
 from detectron2.evaluation.prediction_files import Detections
 
@@ -257,8 +257,8 @@ def _annotation(image: int, annotation: dict[str, Any], ground_truth: GroundTrut
 
 
 def _is_usable_polygon(polygon: Any) -> bool:
-    # The compiled code takes four numbers for a box, and stops at anything that is no list of numbers.
-    return isinstance(polygon, list) and len(polygon) >= 4 and are_numbers(polygon)
+    # The compiled code takes four numbers for a box, and stops at anything that is no list of numbers or far away.
+    return isinstance(polygon, list) and len(polygon) >= 4 and is_outline(polygon)
 
 
 def _results(category: _Category, detections: Detections, masks: bool) -> list[dict[str, Any]]:

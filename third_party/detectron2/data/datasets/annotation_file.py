@@ -9,7 +9,16 @@ from typing import Any
 
 from detectron2.utils.file_io import PathManager
 
-__all__ = ["AnnotationError", "AnnotationFile", "are_numbers", "check_box", "check_rle", "is_polygon", "polygon_area"]
+__all__ = [
+    "AnnotationError",
+    "AnnotationFile",
+    "are_numbers",
+    "check_box",
+    "check_rle",
+    "is_outline",
+    "is_polygon",
+    "polygon_area",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -210,6 +219,23 @@ def are_numbers(values: Sequence[Any]) -> bool:
         return False
 
 
+def is_outline(values: Sequence[Any]) -> bool:
+    """Whether all are numbers x, y, x, y, ... of a polygon that can be drawn.
+
+    The drawing takes memory for every pixel of the outline and counts in 32 bits: a corner far off ends the process.
+    """
+    try:
+        if sum(map(abs, values)) <= _LONGEST_OUTLINE / 2:  # hence no edge, nor all together, is longer than the limit
+            return True
+        if not max(map(abs, values)) <= _LONGEST_OUTLINE:  # NaN as well
+            return False
+        xs, ys = values[0::2], values[1::2]
+        steps = (max(abs(xs[i] - xs[i - 1]), abs(ys[i] - ys[i - 1])) for i in range(len(ys)))
+        return sum(steps) <= _LONGEST_OUTLINE
+    except (TypeError, OverflowError):
+        return False
+
+
 def is_polygon(polygon: Any) -> bool:
     """Whether it is a flat list of at least three (x, y)."""
     return isinstance(polygon, list) and len(polygon) % 2 == 0 and len(polygon) >= 6
@@ -239,6 +265,7 @@ def _short(value: Any) -> str:
 
 _LARGEST = 1e12
 _MAX_SIDE = 1 << 20
+_LONGEST_OUTLINE = 1 << 21  # pixels
 # Of images and categories, where they are given.
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "id": (_is_id, "a whole number or text"),

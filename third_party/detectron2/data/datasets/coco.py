@@ -18,6 +18,7 @@ from detectron2.data.datasets.annotation_file import (
     are_numbers,
     check_box,
     check_rle,
+    is_outline,
     is_polygon,
     polygon_area,
 )
@@ -164,9 +165,9 @@ class _AnnotationReader:
                 image, annotation, f"'segmentation' is a {type(segmentation).__name__}, expected polygons or RLE"
             )
         polygons = [polygon for polygon in segmentation if is_polygon(polygon)]
-        if not all(map(are_numbers, polygons)):
+        if not all(map(is_outline, polygons)):
             raise self.file.error(
-                image, annotation, "'segmentation' holds something that is no number, or no finite one"
+                image, annotation, "'segmentation' holds something that is no number, or lies far from any image"
             )
         if any(polygon_area(polygon) == 0 for polygon in polygons):
             self._note("a polygon without area", annotation)

@@ -9,8 +9,8 @@ from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.annotation_file import (
     AnnotationError,
     AnnotationFile,
-    are_numbers,
     check_box,
+    is_outline,
     is_polygon,
     polygon_area,
 )
@@ -126,8 +126,11 @@ def _find_problem(annotation: dict, id_map: dict[int, int], extra: Sequence[str]
         return problem
     polygons = annotation["segmentation"]
     usable = isinstance(polygons, list) and polygons and all(map(is_polygon, polygons))
-    if not usable or not all(map(are_numbers, polygons)):
-        return "'segmentation' must be polygons of at least three points [x, y, x, y, x, y, ...], and at least one"
+    if not usable or not all(map(is_outline, polygons)):
+        return (
+            "'segmentation' must be polygons of at least three points [x, y, x, y, x, y, ...] in or near the image, "
+            "and at least one"
+        )
     return None
 
 
