@@ -7,6 +7,7 @@ every other class or function named in the stream becomes an inert object that i
 """
 
 import io
+import math
 import pickle
 import pickletools
 import sys
@@ -41,6 +42,8 @@ _HARMLESS_BUILTINS = frozenset(
     {"bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "getattr", "int", "list", "object"}
     | {"range", "set", "slice", "str", "tuple"}
 )
+
+_MAX_REPEATED = 1 << 28  # bytes of all tensors of a file beyond what it stores: some models keep expanded constants
 
 
 class InertObject:
@@ -116,7 +119,7 @@ def check_unfolded(content: Any, path: str | PathLike) -> None:
     Raises:
         InputError: there are more things in it than the file has bytes, or a tensor that has no numbers of its own.
     """
-    left = 10_000 + Path(path).stat().st_size
+    left, repeated = 10_000 + Path(path).stat().st_size, 0
     waiting = [content]
     while waiting:
         value = waiting.pop()
@@ -127,19 +130,22 @@ def check_unfolded(content: Any, path: str | PathLike) -> None:
             waiting += value
         elif isinstance(value, InertObject):
             waiting.append(value.state)
-        elif isinstance(value, Tensor) and not _holds_its_numbers(value):
-            raise InputError(
-                f"{path} holds a tensor of shape {tuple(value.shape)} that is sparse or repeats its numbers; get the "
-                "file again, or save plain tensors"
-            )
+        elif isinstance(value, Tensor):
+            repeated += _bytes_without_storage(value)
+            if repeated > _MAX_REPEATED:
+                raise InputError(
+                    f"{path} holds a tensor of shape {tuple(value.shape)} that is sparse or repeats its numbers; get "
+                    "the file again, or save plain tensors"
+                )
         if left < len(waiting):
             raise InputError(f"{path} unfolds to far more than it holds; get the file again, best as .safetensors")
 
 
-def _holds_its_numbers(tensor: Tensor) -> bool:
+def _bytes_without_storage(tensor: Tensor) -> float:
+    """By how many bytes it is larger than what holds its numbers; infinite where nothing does."""
     if tensor.layout is not torch.strided or tensor.device.type == "meta" or tensor.is_nested:
-        return False
-    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+        return math.inf
+    return max(0, tensor.numel() * tensor.element_size() - tensor.untyped_storage().nbytes())
 
 
 def read_torchscript_state(path: str | PathLike) -> dict[str, Tensor]:

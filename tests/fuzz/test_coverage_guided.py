@@ -22,7 +22,7 @@ import pytest
 from prompt_pretrain.errors import InputError
 from tests.fuzz import coverage_guided
 from tests.fuzz.coverage_guided import Findings, Target, in_process, main, problem_with, statistics
-from tests.fuzz.readers import Reader, npy_bytes, readers
+from tests.fuzz.readers import Reader, npy_bytes
 from tests.fuzz.structured import change_inside
 from tests.fuzz.test_fuzzed_files import _surroundings  # noqa: F401  (a fixture)
 
@@ -33,7 +33,7 @@ def reverse(data: bytes, limit: int) -> bytes:
 
 def changed(name: str, seed: int) -> tuple[bytes, bytes]:
     """The valid file of a reader, and it with something inside changed."""
-    reader = next(reader for reader in readers() if reader.name == name)
+    reader = reader_named(name)
     data = reader.data()
     result = change_inside(data, reader.file, 3 * len(data), reverse, random.Random(seed))
     assert result is not None
