@@ -22,7 +22,7 @@ import pytest
 from prompt_pretrain.errors import InputError
 from tests.fuzz import coverage_guided
 from tests.fuzz.coverage_guided import Findings, Target, in_process, main, problem_with, statistics
-from tests.fuzz.readers import Reader, npy_bytes
+from tests.fuzz.readers import Reader, npy_bytes, reader_named
 from tests.fuzz.structured import change_inside
 from tests.fuzz.test_fuzzed_files import _surroundings  # noqa: F401  (a fixture)
 
