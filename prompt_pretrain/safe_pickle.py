@@ -119,7 +119,7 @@ def check_unfolded(content: Any, path: str | PathLike) -> None:
     Raises:
         InputError: there are more things in it than the file has bytes, or a tensor that has no numbers of its own.
     """
-    left, repeated = 10_000 + Path(path).stat().st_size, 0
+    left, repeated = 10_000 + Path(path).stat().st_size, 0.0
     waiting = [content]
     while waiting:
         value = waiting.pop()
