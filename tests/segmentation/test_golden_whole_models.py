@@ -78,9 +78,12 @@ def check_whole_model(golden: Golden, folder: Path) -> None:
     head_atol, losses_rtol = numbers(meta["tolerance"])[:2]
     agreement = float(re.search(r"agreement > ([\d.]+)", meta["tolerance"])[1])
     deviations = expected["float64_deviation_of_sem"]
-    images = [torch.from_numpy(arrays[name]) for name in ("image1", "image2")]
+    count = sum(re.fullmatch(r"image\d+", name) is not None for name in arrays)
+    images = [torch.from_numpy(arrays[f"image{number}"]) for number in range(1, count + 1)]
     with registered_data_sets(meta["datasets"]):
         model = recorded_model(golden, folder).eval()
+        assert len(model.state_dict()) == expected["state_dict_entries"]
+        assert sum(parameter.requires_grad for parameter in model.parameters()) == expected["trainable"]
         with torch.no_grad():
             features = model.clip_adapter.class_features(meta["datasets"]["golden_all"]["stuff_classes"])
             recorded = torch.tensor(arrays["text_features"])
@@ -98,7 +101,7 @@ def check_whole_model(golden: Golden, folder: Path) -> None:
                 name = "golden_all_noflag" if "noflag" in case[1] else "golden_all"
                 record = {"image": images[0], "meta": {"dataset_name": name}}
                 if case[1] == "two":
-                    found = model([record, record | {"image": images[1]}])[int(case[2])]["sem_seg"]
+                    found = model([record | {"image": image} for image in images])[int(case[2])]["sem_seg"]
                 else:
                     first = (
                         re.search(r"\[(\d+), (\d+)\]", meta["inputs"]["evaluation cases"]["one"])
@@ -119,7 +122,9 @@ def check_whole_model(golden: Golden, folder: Path) -> None:
     assert {name: float(value.detach()) for name, value in losses.items()} == pytest.approx(
         expected["losses"], rel=losses_rtol
     )
-    sum(losses.values()).backward()
+    total = sum(losses.values())
+    assert float(total.detach()) == pytest.approx(expected["loss_total"], rel=losses_rtol)
+    total.backward()
     parameters = dict(model.named_parameters())
     norms = {name: float(parameters[name].grad.norm()) for name in expected["grad_norms"]}
     assert norms == pytest.approx(expected["grad_norms"], rel=1e-2)
@@ -148,7 +153,8 @@ def test_stage_1(golden: Golden, tmp_path: Path) -> None:
         assert trained == expected["trainable"]
         names = {name: list(entry.shape) for name, entry in model.state_dict().items() if "clip_model" not in name}
         assert names == dict(expected["state_dict_not_clip"])
-        for index, (height, width) in enumerate(sizes[:2]):
+        assert len(sizes) == sum(key.startswith("logits_") for key in arrays)
+        for index, (height, width) in enumerate(sizes):
             base = np.random.RandomState(first + index).randint(0, 256, (count, 3, height, width))
             images = ((base + 3 * tint) // 4).astype(np.uint8)
             batch = []
