@@ -272,8 +272,9 @@ def _check_sem_seg(pairs: list[list[str]], folder: Path) -> None:
     for image, label_map in reversed(pairs):
         (images / image).touch()
         (labels / label_map).touch()
-    (images / "unlabelled.jpg").touch()
-    found = load_sem_seg(str(labels), str(images), gt_ext="png", image_ext="jpg")
+    (images / "unlabelled").with_suffix(Path(pairs[0][0]).suffix).touch()
+    image_ext, gt_ext = (Path(name).suffix.removeprefix(".") for name in pairs[0])
+    found = load_sem_seg(str(labels), str(images), gt_ext=gt_ext, image_ext=image_ext)
     names = [[Path(record["file_name"]).name, Path(record["sem_seg_file_name"]).name] for record in found]
     assert names == pairs
     assert all(set(record) == {"file_name", "sem_seg_file_name"} for record in found)
