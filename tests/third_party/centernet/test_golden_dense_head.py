@@ -130,12 +130,11 @@ def check_complete_losses(golden: Golden) -> None:
     sizes = [tuple(size) for size in meta["level_shapes"]]
     images = [ground_truth(image, meta["image_size"]) for image in meta["gt"]]
     count = len(images) * sum(height * width for height, width in sizes)
-    seed = int(re.search(r"RandomState\((\d+)\)", golden.meta["full_recipe"])[1])
-    generator = np.random.RandomState(seed)
-    object_logits = torch.from_numpy((1.5 * generator.standard_normal(count) - 2).astype(np.float32))
-    distances = torch.from_numpy(np.abs(2 * generator.standard_normal((count, 4))).astype(np.float32))
-    class_logits = 1.5 * generator.standard_normal((count, meta["num_classes"])) - 2
-    class_logits = torch.from_numpy(class_logits.astype(np.float32))
+    generator = np.random.RandomState(int(re.search(r"RandomState\((\d+)\)", golden.meta["full_recipe"])[1]))
+    # "agn_logit=(1.5*rs.standard_normal(M)-2); reg_pred=abs(2*rs…((M,4))); class_logit=(1.5*rs…((M,5))-2)", so ordered
+    object_logits = scaled_noise(golden.meta["full_recipe"], "agn_logit", generator, (count,))
+    distances = scaled_noise(golden.meta["full_recipe"], "reg_pred", generator, (count, 4)).abs()
+    class_logits = scaled_noise(golden.meta["full_recipe"], "class_logit", generator, (count, meta["num_classes"]))
     for name, settings in golden.meta["full_settings"].items():
         objects = images
         if isinstance(settings, str):  # "as NAME, but none of the 3 images has a box"
@@ -147,6 +146,13 @@ def check_complete_losses(golden: Golden) -> None:
         assert set(losses) == {key.removeprefix(prefix) for key in golden.arrays if key.startswith(prefix)}, name
         for key, loss in losses.items():
             close(golden, loss, prefix + key)
+
+
+def scaled_noise(recipe: str, name: str, generator: np.random.RandomState, shape: tuple[int, ...]) -> Tensor:
+    """``name=…(factor*rs.standard_normal(…)-offset)`` of the recipe; the offset may lack."""
+    factor, offset = re.search(rf"{name}=\w*\(([\d.]+)\*[^;]*?\)(?:-([\d.]+))?\)(?:[;,]|$)", recipe).groups()
+    noise = float(factor) * generator.standard_normal(shape) - float(offset or 0)
+    return torch.from_numpy(noise.astype(np.float32))
 
 
 @pytest.mark.golden("centernet_decode")
