@@ -146,8 +146,8 @@ def add_targets(name: str, images: list[dict[str, Any]], targets: list[dict[str,
     for i, (entry, target) in enumerate(zip(images, targets, strict=True)):
         entry["instances"] = Instances(
             tuple(entry["image"].shape[1:]),
-            gt_boxes=Boxes(torch.tensor(target["boxes"])),
-            gt_classes=torch.tensor(target["classes"]),
+            gt_boxes=Boxes(torch.tensor(target["boxes"], dtype=torch.float32).reshape(-1, 4)),
+            gt_classes=torch.tensor(target["classes"], dtype=torch.int64),
             gt_masks=PolygonMasks([[np.array(polygon)] for polygon in target["polygons"]]),
         )
         semantic = golden.arrays.get(f"{name}/img{i}/sem_target")
