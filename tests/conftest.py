@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -75,11 +76,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     golden = pyfuncitem.funcargs.get("golden")
-    if isinstance(golden, Golden) and not (golden.meta or golden.arrays):
+    if not isinstance(golden, Golden):
+        return (yield)
+    if not (golden.meta or golden.arrays):
         pytest.fail(f"no golden file {golden.path}.json: restore it, a missing golden never skips", pytrace=False)
+    result = yield
+    if golden.arrays.unread:
+        text = f"{golden.path}.npz: nothing was compared with {', '.join(sorted(golden.arrays.unread))}"
+        if golden.path.parent == GOLDEN_FOLDER:
+            pytest.fail(text, pytrace=False)
+        warnings.warn(text, stacklevel=1)  # of another recording, which may store what only informs
+    return result
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ the kind (``pomp_loss_2``, ``pomp_loss-b``, ``pomp_loss.v2``), so that several o
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -66,6 +67,22 @@ KINDS = (
 _REFERENCE = "reference"  # sub-folders of this name hold files that goldens refer to, not goldens
 
 
+class Arrays(dict[str, np.ndarray]):
+    """Arrays by name. ``unread`` are the names that nobody has asked for yet by ``[name]`` or ``get``."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        super().__init__(arrays)
+        self.unread = set(self)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        self.unread.discard(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.unread.discard(name)
+        return super().get(name, default)
+
+
 @dataclass(frozen=True)
 class Golden:
     """One golden file. ``path`` is the file without its ending."""
@@ -88,13 +105,13 @@ class Golden:
             raise ValueError(f"{file} is not valid JSON: {error}") from error
 
     @cached_property
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> Arrays:
         """Content of the npz, loaded without pickling; empty when there is none."""
         file = self._file(".npz")
         if not file.exists():
-            return {}
+            return Arrays({})
         with np.load(file, allow_pickle=False) as archive:
-            return dict(archive)
+            return Arrays(archive)
 
     def sibling(self, kind: str) -> "Golden":
         """The golden of another kind that this one refers to: same folder and suffix, then same folder, then ours."""

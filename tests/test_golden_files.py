@@ -71,6 +71,16 @@ def test_a_wrong_number_in_an_extra_folder_fails(project, tmp_path):
     assert f"test_sum[{tmp_path}/extra/pomp_loss]" in result.stdout
 
 
+def test_an_array_that_nothing_was_compared_with_fails_or_warns(project):
+    unread = {"x": np.ones(1), "forgotten": np.ones(2)}
+    for folder in (project / "tests" / "golden", project / "more"):
+        write_golden(folder / "pomp_loss_2", [1.0])
+        np.savez(folder / "pomp_loss_2.npz", **unread)
+    result = run_pytest(project, "--golden-dir", "more")
+    assert "1 failed, 2 passed" in result.stdout  # of another recording it may be there to inform
+    assert result.stdout.count("pomp_loss_2.npz: nothing was compared with forgotten") >= 2
+
+
 def test_the_option_is_joined_with_its_folder():
     assert join_option(["-v", "--golden-dir", "a", "b", "--golden-dir"]) == [
         "-v",

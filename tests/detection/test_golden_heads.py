@@ -151,7 +151,7 @@ def image_loss_inputs(golden: Golden, case: str) -> tuple[tuple[Tensor, ...], li
     elif golden.meta["cases"][case].get("sync_caption_batch"):
         ranks = torch.tensor(numbers_after(note.replace("(", "[").replace(")", "]"), "rank "))
         captions = torch.cat((torch.zeros(len(ranks), 3), ranks[:, None]), dim=1)
-        scores = torch.cat((scores, array(golden, "in.caption_scores4")), dim=1)
+        scores = torch.cat((scores, array(golden, f"in.caption_scores{len(ranks)}")), dim=1)
     elif "caption" in golden.meta["cases"][case]["ann_type"]:
         scores = torch.cat((scores, array(golden, "in.caption_scores")), dim=1)
         captions = torch.zeros(golden.arrays["in.caption_scores"].shape[1], 3)

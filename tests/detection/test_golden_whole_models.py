@@ -48,6 +48,8 @@ def test_detic_r50_eval(golden: Golden, tmp_path: Path) -> None:
         close_detections(golden, f"proposals.{i}", found.proposal_boxes.tensor, found.objectness_logits)
     detections = check_detections(golden, model, inputs, "det")
     check_postprocessed(golden, model._postprocess(detections, inputs, images.image_sizes))
+    if "vocab2" not in golden.meta:
+        return
 
     model.roi_heads.mask_on = False  # masks do not depend on the classes, and no mask of these is recorded
     other = golden.meta["vocab2"]

@@ -27,15 +27,17 @@ from tests.golden_files import Golden
 @pytest.mark.golden("pomp_misc")
 def test_pomp_misc(golden: Golden) -> None:
     meta = golden.meta
-    for name, table in meta["lr"].items():
+    for name, table in meta.get("lr", {}).items():
         check_learning_rates(name, table)
-    check_sgd(golden)
-    for case in meta["align_uniform"]:
+    if "sgd" in meta:
+        check_sgd(golden)
+    for case in meta.get("align_uniform", ()):
         check_alignment_and_uniformity(case)
-    check_metrics(golden)
-    for case in meta["few_shot"]:
+    if "metrics" in meta:
+        check_metrics(golden)
+    for case in meta.get("few_shot", ()):
         check_few_shot(case, meta["few_shot_inputs"])
-    for case in meta["sequential_distributed_sampler"]:
+    for case in meta.get("sequential_distributed_sampler", ()):
         check_evaluation_sampler(case)
 
 

@@ -64,12 +64,12 @@ def test_text_and_image_features(golden: Golden) -> None:
             PredefinedPrompts(templates).encode(clip, names), arrays, f"text_{name}", f"gram_{name}", normalised
         )
 
-    sizes = [
-        tuple(map(int, pair)) for pair in re.findall(r"\((\d+), (\d+)\)", meta["inputs"]["image_raw_i"].split("=")[-1])
-    ]
+    recipe = meta["inputs"]["image_raw_i"]
+    first, count = map(int, re.search(r"RandomState\((\d+)\+i\)\.standard_normal\(\((\d+),", recipe).groups())
+    sizes = [tuple(map(int, pair)) for pair in re.findall(r"\((\d+), (\d+)\)", recipe.split("=")[-1])]
     for index, size in enumerate(sizes):
-        generator = np.random.RandomState(7 + index)
-        images = torch.from_numpy(generator.standard_normal((2, 3, *size)).astype(np.float32))
+        generator = np.random.RandomState(first + index)
+        images = torch.from_numpy(generator.standard_normal((count, 3, *size)).astype(np.float32))
         with torch.no_grad():
             found = encode_images(clip, images)
         expected = torch.tensor(arrays[f"image_raw_{index}"])
@@ -162,7 +162,8 @@ def test_crops_and_ensemble(golden: Golden) -> None:
         elif key == "sem.query_only":
             found = semantic_map(queries, masks, None, None, flag, 1.0)
         elif key == "sem.no_valid":
-            lower = (torch.tensor(arrays["mask_logits_x64"]).float() / 64 - 20).sigmoid()
+            lowered = int(re.search(r"minus (\d+)", meta["keys"][key])[1])
+            lower = (torch.tensor(arrays["mask_logits_x64"]).float() / 64 - lowered).sigmoid()
             logits, valid = first(image, names, lower)
             assert logits is None
             seen = flag

@@ -59,7 +59,9 @@ def test_evaluators(golden: Golden, tmp_path: Path) -> None:
 def run(evaluator: DatasetEvaluator, golden: Golden, records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     evaluator.reset()
     for index, record in enumerate(records):
-        scores = golden.arrays[f"scores_x2048_{index}"].astype(np.float32) / 2048
+        names = (re.fullmatch(rf"scores_x(\d+)_{index}", name) for name in golden.arrays)
+        name = next(match for match in names if match)
+        scores = golden.arrays[name[0]].astype(np.float32) / int(name[1])
         evaluator.process([record], [{"sem_seg": torch.from_numpy(scores)}])
     return evaluator.evaluate() or {}
 

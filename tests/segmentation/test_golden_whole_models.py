@@ -78,11 +78,15 @@ def check_whole_model(golden: Golden, folder: Path) -> None:
     head_atol, losses_rtol = numbers(meta["tolerance"])[:2]
     agreement = float(re.search(r"agreement > ([\d.]+)", meta["tolerance"])[1])
     deviations = expected["float64_deviation_of_sem"]
-    images = [torch.from_numpy(arrays[name]) for name in ("image1", "image2")]
+    count = sum(re.fullmatch(r"image\d+", name) is not None for name in arrays)
+    images = [torch.from_numpy(arrays[f"image{number}"]) for number in range(1, count + 1)]
+    (trained,), (tested,) = (meta["config"]["overrides"][f"DATASETS.{use}"] for use in ("TRAIN", "TEST"))
     with registered_data_sets(meta["datasets"]):
         model = recorded_model(golden, folder).eval()
+        assert len(model.state_dict()) == expected["state_dict_entries"]
+        assert sum(parameter.requires_grad for parameter in model.parameters()) == expected["trainable"]
         with torch.no_grad():
-            features = model.clip_adapter.class_features(meta["datasets"]["golden_all"]["stuff_classes"])
+            features = model.clip_adapter.class_features(meta["datasets"][tested]["stuff_classes"])
             recorded = torch.tensor(arrays["text_features"])
             assert_close(features[:, : recorded.shape[1]], recorded, rtol=0, atol=1e-4)
             assert_close(features @ features.T, torch.tensor(arrays["text_gram"]), rtol=0, atol=1e-3)
@@ -94,35 +98,41 @@ def check_whole_model(golden: Golden, folder: Path) -> None:
                 case = re.fullmatch(r"sem\.(\w+)\.(\d+)", key)
                 if case is None:
                     continue
-                size = re.search(r"\[(\d+), (\d+)\]", meta["inputs"]["evaluation cases"][case[1]])
-                name = "golden_all_noflag" if "noflag" in case[1] else "golden_all"
-                record = {"image": images[0], "meta": {"dataset_name": name}}
-                if case[1] == "two":
-                    found = model([record, record | {"image": images[1]}])[int(case[2])]["sem_seg"]
-                else:
-                    first = (
-                        re.search(r"\[(\d+), (\d+)\]", meta["inputs"]["evaluation cases"]["one"])
-                        if size is None
-                        else size
-                    )
-                    found = model([record | {"height": int(first[1]), "width": int(first[2])}])[0]["sem_seg"]
+                found = model(evaluation_batch(meta, case[1], images))[int(case[2])]["sem_seg"]
                 assert list(found.shape) == expected[key]
                 check_sample(key, found, arrays, rtol=0, atol=max(1e-3, 3 * map_deviation(deviations, case[1])))
                 assert (found.argmax(0).numpy() == arrays[f"{key}.argmax"]).mean() > agreement, key
 
         model.train()
         batch = [
-            with_targets({"image": image, "meta": {"dataset_name": "golden_seen"}}, arrays[f"label{index}"])
+            with_targets({"image": image, "meta": {"dataset_name": trained}}, arrays[f"label{index}"])
             for index, image in enumerate(images, start=1)
         ]
         losses = model(batch)
     assert {name: float(value.detach()) for name, value in losses.items()} == pytest.approx(
         expected["losses"], rel=losses_rtol
     )
-    sum(losses.values()).backward()
+    total = sum(losses.values())
+    assert float(total.detach()) == pytest.approx(expected["loss_total"], rel=losses_rtol)
+    total.backward()
     parameters = dict(model.named_parameters())
     norms = {name: float(parameters[name].grad.norm()) for name in expected["grad_norms"]}
     assert norms == pytest.approx(expected["grad_norms"], rel=1e-2)
+
+
+def evaluation_batch(meta: Mapping[str, Any], case: str, images: list[torch.Tensor]) -> list[dict[str, Any]]:
+    """What "batch [image1, image2], dataset golden_all", "the same with golden_all_noflag" and the like stand for.
+
+    The data set is that of the test where the sentence names none; "the same" has the images and sizes of the first.
+    """
+    cases = meta["inputs"]["evaluation cases"]
+    own = cases[case]
+    text = next(iter(cases.values())) if "the same" in own else own
+    name = next((word for word in re.findall(r"\w+", own) if word in meta["datasets"]), None)
+    record = {"meta": {"dataset_name": name or meta["config"]["overrides"]["DATASETS.TEST"][0]}}
+    if size := re.search(r"\[(\d+), (\d+)\]", text):
+        record |= {"height": int(size[1]), "width": int(size[2])}
+    return [record | {"image": images[int(number) - 1]} for number in re.findall(r"image(\d+)", text)]
 
 
 def map_deviation(deviations: Any, case: str) -> float:
@@ -148,7 +158,8 @@ def test_stage_1(golden: Golden, tmp_path: Path) -> None:
         assert trained == expected["trainable"]
         names = {name: list(entry.shape) for name, entry in model.state_dict().items() if "clip_model" not in name}
         assert names == dict(expected["state_dict_not_clip"])
-        for index, (height, width) in enumerate(sizes[:2]):
+        assert len(sizes) == sum(key.startswith("logits_") for key in arrays)
+        for index, (height, width) in enumerate(sizes):
             base = np.random.RandomState(first + index).randint(0, 256, (count, 3, height, width))
             images = ((base + 3 * tint) // 4).astype(np.uint8)
             batch = []

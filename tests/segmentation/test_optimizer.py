@@ -1,5 +1,6 @@
 """Optimiser and schedules of segmentation."""
 
+import json
 import re
 
 import pytest
@@ -21,7 +22,12 @@ def number(text: str) -> float:
 
 
 @pytest.mark.golden("zsseg_solver")
-def test_schedules(golden: Golden) -> None:
+def test_schedules_and_clipping(golden: Golden) -> None:
+    check_schedules(golden)
+    check_full_model_clipping(golden)
+
+
+def check_schedules(golden: Golden) -> None:
     rtol = number(golden.meta["tolerance"])
     for recipe in golden.meta["schedules"].values():
         cfg = released_config(recipe)
@@ -35,28 +41,29 @@ def test_schedules(golden: Golden) -> None:
 
 
 class Toy(nn.Module):
-    """The module of the golden's field ``toy``."""
+    """Of ``a = arange(4).reshape(2,2) on the root and w = [1,-2,3] on a child named backbone_b``."""
 
-    def __init__(self) -> None:
+    def __init__(self, text: str) -> None:
         super().__init__()
-        self.a = nn.Parameter(torch.arange(4.0).reshape(2, 2))
-        self.backbone_b = nn.Module()
-        self.backbone_b.w = nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+        count, *shape = map(int, re.search(r"arange\((\d+)\)\.reshape\((\d+),(\d+)\)", text).groups())
+        values, child = re.search(r"w = (\[.*?\]) on a child named (\w+)", text).groups()
+        self.a = nn.Parameter(torch.arange(float(count)).reshape(shape))
+        self.add_module(child, nn.Module())
+        self.get_submodule(child).w = nn.Parameter(torch.tensor(json.loads(values), dtype=torch.float32))
 
 
-@pytest.mark.golden("zsseg_solver")
-def test_full_model_clipping(golden: Golden) -> None:
+def check_full_model_clipping(golden: Golden) -> None:
     recipe = golden.meta["full_model_clipping"]
     rtol = number(golden.meta["tolerance"])
-    toy = Toy()
+    a, w = (toy := Toy(recipe["toy"])).parameters()
     optimizer = build_optimizer(released_config(recipe), toy)
     found = [[group["lr"], group["weight_decay"]] for group in optimizer.param_groups]
     assert_close(torch.tensor(found), torch.tensor(recipe["groups_lr_wd"]), rtol=rtol, atol=0)
     for step, expected in enumerate(recipe["trajectory"]):
         optimizer.zero_grad()
-        ((step + 1) * toy.a.square().sum() + toy.backbone_b.w.pow(3).sum()).backward()
+        ((step + 1) * a.square().sum() + w.pow(3).sum()).backward()
         optimizer.step()
-        for parameter, values in zip((toy.a, toy.backbone_b.w), expected, strict=True):
+        for parameter, values in zip((a, w), expected, strict=True):
             assert_close(parameter.flatten(), torch.tensor(values), rtol=rtol, atol=1e-7)
 
 

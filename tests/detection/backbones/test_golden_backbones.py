@@ -40,12 +40,12 @@ def test_detic_backbones(golden: Golden) -> None:
                 close_in_brief(golden, feature, f"{name}.{part}.{feature_name}")
 
 
-def recorded_inputs(recipe: str) -> tuple[Tensor, Tensor]:
-    """From a sentence such as ``…; seed=91; FPN input 96x128; odd: seed+1, 90x117``."""
+def recorded_inputs(recipe: str) -> tuple[Tensor, Tensor | None]:
+    """From a sentence such as ``…; seed=91; FPN input 96x128; odd: seed+1, 90x117``, where the last part may lack."""
     seed = int(re.search(r"seed=(\d+)", recipe)[1])
     even = re.search(r"FPN input (\d+)x(\d+)", recipe).groups()
-    further, *odd = re.search(r"odd: seed\+(\d+), (\d+)x(\d+)", recipe).groups()
-    return image(seed, even), image(seed + int(further), odd)
+    further, *odd = re.search(r"odd: seed\+(\d+), (\d+)x(\d+)|$", recipe).groups()
+    return image(seed, even), image(seed + int(further), odd) if further else None
 
 
 def image(seed: int, size: tuple[str, ...] | list[str]) -> Tensor:

@@ -27,13 +27,13 @@ def register(annotations, folder, **metadata):
     return name
 
 
-def ellipse_masks(boxes, image_id, size):
+def ellipse_masks(boxes, first_seed, size):
     """Masks (n, H, W) that fill their boxes (n, 4) xyxy with ellipses, by the recipe of the goldens."""
     height, width = size
     y, x = np.mgrid[:height, :width] + 0.5
     masks = np.zeros((len(boxes), height, width), dtype=bool)
     for index, (x0, y0, x1, y1) in enumerate(boxes):
-        random = np.random.RandomState(1000 + 100 * image_id + index)
+        random = np.random.RandomState(first_seed + index)
         rx = max((x1 - x0) / 2 * random.uniform(0.75, 1), 0.5)
         ry = max((y1 - y0) / 2 * random.uniform(0.75, 1), 0.5)
         masks[index] = ((x - (x0 + x1) / 2) / rx) ** 2 + ((y - (y0 + y1) / 2) / ry) ** 2 <= 1

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from ast import literal_eval
 from pathlib import Path
 from typing import Any
@@ -76,25 +77,25 @@ def _take(sampler: Any, count: int) -> list[int]:
 def _check_samplers(meta: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     case = meta["repeat_sampler"]
     factors = _factors(meta, case["factors"])
-    sampler = RepeatFactorTrainingSampler(factors, seed=case["seed"])
-    assert _take(sampler, len(case["first_120"])) == case["first_120"]
-    sampler = RepeatFactorTrainingSampler(factors, shuffle=False, seed=case["seed"])
-    assert _take(sampler, len(case["no_shuffle_first_60"])) == case["no_shuffle_first_60"]
+    for key, first in case.items():
+        if isinstance(first, list):  # "first_<n>" or "no_shuffle_first_<n>"
+            sampler = RepeatFactorTrainingSampler(factors, shuffle=not key.startswith("no_shuffle"), seed=case["seed"])
+            assert _take(sampler, len(first)) == first, key
 
     case = meta["training_sampler"]
-    for key, arguments in (
-        ("first_60", {"seed": case["seed"]}),
-        ("seed_minus_1_first_60", {"seed": -1}),
-        ("no_shuffle", {"shuffle": False, "seed": case["seed"]}),
-    ):
-        assert _take(TrainingSampler(case["size"], **arguments), len(case[key])) == case[key]
+    for key, first in case.items():
+        if isinstance(first, list):
+            seed = -1 if key.startswith("seed_minus_1") else case["seed"]
+            sampler = TrainingSampler(case["size"], shuffle=not key.startswith("no_shuffle"), seed=seed)
+            assert _take(sampler, len(first)) == first, key
 
     case = meta["subset_sampler"]
     seeds = {word: int(seed) for word, seed in (part.split() for part in case["seeds"].split(", "))}
     sampler = RandomSubsetTrainingSampler(
         case["size"], case["ratio"], seed_shuffle=seeds["shuffle"], seed_subset=seeds["subset"]
     )
-    assert _take(sampler, len(case["first_30"])) == case["first_30"]
+    (first,) = (value for key, value in case.items() if key.startswith("first_"))
+    assert _take(sampler, len(first)) == first
 
     for key, shards in meta["inference_sampler"].items():
         size, world_size = map(int, key.split(","))
@@ -154,6 +155,7 @@ def _check_mapper(meta: dict, records: list[dict], folder: Path) -> None:
             cfg.merge_from_list([key, literal_eval(value)])
         mapper = DatasetMapper(cfg, is_train=True)
         only_polygons = "polygon" in case["annotations_used"]
+        first_seed = int(re.search(r"seed\((\d+) \+ position", case["seed"])[1])
         by_id = {record["image_id"]: record for record in records}
         for position, row in enumerate(case["rows"]):
             record = by_id[row["image_id"]]
@@ -162,7 +164,7 @@ def _check_mapper(meta: dict, records: list[dict], folder: Path) -> None:
                 for annotation in record["annotations"]
                 if "segmentation" in annotation and (isinstance(annotation["segmentation"], list) or not only_polygons)
             ]
-            np.random.seed(100 + position)
+            np.random.seed(first_seed + position)
             _check_train_row(mapper({**record, "annotations": annotations}), row)
     cfg = get_cfg()
     for assignment in meta["mapper_train"][0]["config"]:
@@ -270,8 +272,9 @@ def _check_sem_seg(pairs: list[list[str]], folder: Path) -> None:
     for image, label_map in reversed(pairs):
         (images / image).touch()
         (labels / label_map).touch()
-    (images / "unlabelled.jpg").touch()
-    found = load_sem_seg(str(labels), str(images), gt_ext="png", image_ext="jpg")
+    (images / "unlabelled").with_suffix(Path(pairs[0][0]).suffix).touch()
+    image_ext, gt_ext = (Path(name).suffix.removeprefix(".") for name in pairs[0])
+    found = load_sem_seg(str(labels), str(images), gt_ext=gt_ext, image_ext=image_ext)
     names = [[Path(record["file_name"]).name, Path(record["sem_seg_file_name"]).name] for record in found]
     assert names == pairs
     assert all(set(record) == {"file_name", "sem_seg_file_name"} for record in found)

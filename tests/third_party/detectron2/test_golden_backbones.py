@@ -35,7 +35,7 @@ def recorded_input(recipe: str) -> Tensor:
 
 def tolerances(text: str) -> tuple[float, float]:
     """(of samples, relative to the largest absolute value; of the L2 norm, relative), in this order in the text."""
-    sample, norm = re.findall(r"\d+(?:\.\d+)?e-\d+", text)
+    sample, norm = re.findall(r"\d[\d.]*e-\d+|0\.\d+", text)
     return float(sample), float(norm)
 
 

@@ -124,7 +124,9 @@ def regions(numbers: Numbers) -> list[Instances]:
 def check_predictor(numbers: Numbers) -> None:
     x, proposals = numbers["out/x"], regions(numbers)
     for name, expected in numbers.meta["out_losses"].items():
-        options = OPTIONS[name] | numbers.meta.get("out_options", {}).get(name, {})
+        further = numbers.meta.get("out_options", {})
+        assert name in OPTIONS or name in further, f"out_losses {name}: give its options in out_options"
+        options = OPTIONS.get(name, {}) | further.get(name, {})
         layers = predictor(numbers, **options)
         predictions = layers(x)
         with EventStorage() as storage:
@@ -137,10 +139,14 @@ def check_predictor(numbers: Numbers) -> None:
             with torch.no_grad():
                 numbers.check(predictions[0].detach(), f"out/{name}/logits")
                 numbers.check(predictions[1].detach(), f"out/{name}/deltas")
-                numbers.check(layers.predict_boxes(predictions, proposals)[0], f"out/{name}/pred_boxes0")
-                numbers.check(layers.predict_probs(predictions, proposals)[0], f"out/{name}/probs0")
-                of_truth = layers.predict_boxes_for_gt_classes(predictions, proposals)[0]
-                numbers.check(of_truth, f"out/{name}/boxes_for_gt0")
+                per_image = {
+                    "pred_boxes": layers.predict_boxes(predictions, proposals),
+                    "probs": layers.predict_probs(predictions, proposals),
+                    "boxes_for_gt": layers.predict_boxes_for_gt_classes(predictions, proposals),
+                }
+                for key, values in per_image.items():
+                    for i in numbers.images(f"out/{name}/{key}{{}}"):
+                        numbers.check(values[i], f"out/{name}/{key}{i}")
     layers = predictor(numbers, cls_agnostic_bbox_reg=True)
     with EventStorage() as storage:
         losses = layers.losses(layers(x[:0]), [])

@@ -78,7 +78,8 @@ def check_overlaps(numbers: Numbers) -> None:
     numbers.check(pairwise_intersection(first, second), "iou/intersection")
     numbers.check(pairwise_iou(first, second), "iou/iou", absolute=True)
     numbers.check(pairwise_ioa(first, second), "iou/ioa", absolute=True)
-    numbers.check(matched_pairwise_iou(first[: len(second)], second), "iou/matched", absolute=True)
+    pairs = len(numbers["iou/matched"])
+    numbers.check(matched_pairwise_iou(first[:pairs], second[:pairs]), "iou/matched", absolute=True)
     numbers.check(pairwise_point_box_distance(numbers["pts"], second), "point_box_distance")
 
 
@@ -87,10 +88,10 @@ def check_box_methods(numbers: Numbers) -> None:
     boxes = Boxes(numbers["ops/in"])
     numbers.check(boxes.area(), "ops/area")
     numbers.check(boxes.get_centers(), "ops/centers")
-    for match in numbers.names(r"ops/nonempty(?:_thr(\d+))?"):
-        numbers.check(boxes.nonempty(int(match[1] or 0)), match[0])
-    for match in numbers.names(r"ops/inside(?:_thr(\d+))?"):
-        numbers.check(boxes.inside_box(tuple(meta["inside_size"]), int(match[1] or 0)), match[0])
+    for match in numbers.names(r"ops/nonempty(?:_thr([\d.]+))?"):
+        numbers.check(boxes.nonempty(float(match[1] or 0)), match[0])
+    for match in numbers.names(r"ops/inside(?:_thr([\d.]+))?"):
+        numbers.check(boxes.inside_box(tuple(meta["inside_size"]), float(match[1] or 0)), match[0])
     clipped = boxes.clone()
     clipped.clip(tuple(meta["clip_size"]))
     numbers.check(clipped.tensor, "ops/clipped")

@@ -1,5 +1,6 @@
 """Mask head, mask targets, pasting and post-processing against recorded numbers of detectron2."""
 
+import math
 import re
 
 import numpy as np
@@ -90,7 +91,7 @@ def check_head(numbers: Numbers) -> None:
     numbers.check(logits["per_class"][:, -1], "head/logits_last")
     numbers.check(logits["agnostic"], "head/agnostic_logits")
     for name, head_logits in logits.items():
-        images = [Instances(numbers.image_size, pred_classes=part) for part in classes.split([2, len(classes) - 2])]
+        images = [Instances(numbers.image_size, pred_classes=part) for part in classes.tensor_split(2)]
         mask_rcnn_inference(head_logits, images)
         numbers.check(torch.cat([image.pred_masks for image in images]), f"infer/{name}")
         (whole,) = models[name].eval()(x, [Instances(numbers.image_size, pred_classes=classes)])
@@ -174,8 +175,10 @@ def check_postprocessing(numbers: Numbers) -> None:
 def check_images(numbers: Numbers) -> None:
     sizes, expected = numbers.meta["imagelist"]["sizes"], numbers["imagelist/tensor"]
     images = [expected[i, :, :h, :w] for i, (h, w) in enumerate(sizes)]
-    divisor = expected.shape[-1]
-    pad_value = float(expected[0, 0, -1, -1])
+    divisor = math.gcd(*expected.shape[-2:])
+    height, width = expected.shape[-2:]
+    padding = (expected[i, 0, -1, -1] for i, (h, w) in enumerate(sizes) if h < height or w < width)
+    pad_value = float(next(padding, 0.0))
     batch = ImageList.from_tensors(images, divisor, pad_value=pad_value)
     assert torch.equal(batch.tensor, expected)
     assert [list(size) for size in batch.image_sizes] == sizes

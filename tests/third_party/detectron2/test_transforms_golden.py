@@ -2,6 +2,7 @@
 
 import inspect
 import random
+import re
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,10 @@ def _transforms(golden: Golden) -> dict[str, T.Transform]:
         "crop": T.CropTransform(crop_x, crop_y, crop_w, crop_h, width, height),
         "pad": T.PadTransform(x0, y0, x1, y1, width, height, float(values["pad_value"]), int(values["seg_pad_value"])),
         "extent": T.ExtentTransform(*params["extent"]),
-        "rotate30": T.RotationTransform(height, width, 30),
+    } | {
+        name: T.RotationTransform(height, width, int(match[1]))
+        for name in (key.removesuffix("/img") for key in golden.arrays if key.endswith("/img"))
+        if (match := re.fullmatch(r"rotate(\d+)", name))
     }
 
 
@@ -128,11 +132,13 @@ def _check_seeded(golden: Golden) -> None:
         assert [transform.__class__.__name__ for transform in transforms] == [row[0] for row in case["transforms"]], key
         for transform, (_, *numbers) in zip(transforms, case["transforms"], strict=True):
             assert _numbers(transform) == pytest.approx(numbers, rel=1e-12, abs=0), key
-    np.random.seed(3)
-    inputs = T.AugInput(golden.arrays["img"].copy(), sem_seg=golden.arrays["seg"].copy())
-    T.FixedSizeCrop(golden.arrays["fixed_crop_seed3/img"].shape[:2])(inputs)
-    _check_image(inputs.image, golden.arrays["fixed_crop_seed3/img"], "fixed_crop_seed3")
-    np.testing.assert_array_equal(inputs.sem_seg, golden.arrays["fixed_crop_seed3/seg"])
+    for key in golden.arrays:
+        if match := re.fullmatch(r"(fixed_crop_seed(\d+))/img", key):
+            np.random.seed(int(match[2]))
+            inputs = T.AugInput(golden.arrays["img"].copy(), sem_seg=golden.arrays["seg"].copy())
+            T.FixedSizeCrop(golden.arrays[key].shape[:2])(inputs)
+            _check_image(inputs.image, golden.arrays[key], match[1])
+            np.testing.assert_array_equal(inputs.sem_seg, golden.arrays[f"{match[1]}/seg"])
 
 
 def _numbers(transform: T.Transform) -> list[float]:
@@ -162,8 +168,8 @@ def _check_color(golden: Golden) -> None:
             transform = ColorAugSSDTransform(img_format=image_format.upper())
             random.seed(int(seed))
             _check_image(transform.apply_image(golden.arrays["img"].copy()), golden.arrays[name], name)
-        elif name.endswith(("saturation_seed1", "contrast_seed1", "lighting_seed1")):
-            kind, seed = name.split("_seed")
+        elif match := re.fullmatch(r"(saturation|contrast|brightness|lighting)_seed(\d+)", name):
+            kind, seed = match.groups()
             arguments = golden.meta["aug_args"].get(kind, [_LIGHTING_SCALE] if kind == "lighting" else _COLOR_RANGE)
             np.random.seed(int(seed))
             inputs = T.AugInput(golden.arrays["img"].copy())
