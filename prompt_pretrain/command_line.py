@@ -4,7 +4,9 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from prompt_pretrain.errors import InputError, LostProcessError
 
@@ -25,7 +27,8 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     try:
-        return main(argv) or 0
+        with _disk_errors_of_threads():
+            return main(argv) or 0
     except KeyboardInterrupt as stopped:  # with a text if the command knows what is kept
         print(f"interrupted; {str(stopped) or 'run the same command again to continue'}", file=sys.stderr)
         return 130
@@ -50,6 +53,25 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
         if reason:
             return _complain(reason, 1)
         raise
+
+
+@contextmanager
+def _disk_errors_of_threads() -> Iterator[None]:
+    """Threads of libraries that write, such as TensorBoard's, end in one line on a full disk, too."""
+    before = threading.excepthook
+
+    def say(failure: threading.ExceptHookArgs) -> None:
+        reason = _reason_of_the_disk(failure.exc_value)
+        if reason:
+            print(f"warning: {reason}", file=sys.stderr)
+        else:
+            before(failure)
+
+    threading.excepthook = say
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _reason_of_the_disk(error: BaseException | None) -> str:

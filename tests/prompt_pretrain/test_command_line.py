@@ -1,4 +1,5 @@
 import errno
+import threading
 
 import pytest
 
@@ -56,3 +57,19 @@ def test_a_full_disk_behind_the_error_of_a_library(capsys):
 
     with pytest.raises(RuntimeError, match="something else"):
         run_command(fail, [])
+
+
+def test_a_thread_that_meets_a_full_disk_ends_in_one_line(capsys):
+    def main(argv):
+        def write():
+            raise OSError(errno.ENOSPC, "No space left on device", "events.out")
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+
+    before = threading.excepthook
+    assert run_command(main) == 0
+    said = capsys.readouterr().err
+    assert said == "warning: events.out: the disk is full; free some space and run the same command again\n"
+    assert threading.excepthook is before
