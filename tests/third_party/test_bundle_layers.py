@@ -19,7 +19,7 @@ from detectron2.layers import (
     paste_masks_in_image,
     roi_align,
 )
-from detectron2.layers.roi_align_cpu import pays, roi_align_by_rows
+from detectron2.layers.roi_align_cpu import _regions_at_a_time, pays, roi_align_by_rows
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
@@ -204,6 +204,14 @@ def test_many_regions_of_wide_features_are_sums_of_rows_and_others_torchvision_s
     assert not pays(features, box, (7, 7)) and not pays(torch.rand(1, 64, 300, 300), many, (7, 7))
     assert not pays(features, torch.full((16, 5), torch.nan), (7, 7))
     assert_close(ROIAlign(7, 1 / 4, 0)(features, many)[5], roi_align(features, box, (7, 7), 1 / 4, 0, True)[0])
+
+
+def test_regions_that_reach_far_beyond_the_map_are_pooled_one_by_one():
+    far = torch.tensor([[0.0, -3e6, -3e6, 3e6, 3e6]]).repeat(64, 1)
+    assert _regions_at_a_time(far[:, 3:] - far[:, 1:3], (3, 3), (8, 8)) == 1
+    assert _regions_at_a_time(torch.full((64, 2), 8.0), (3, 3), (8, 8)) == 64
+    pooled = roi_align_by_rows(torch.ones(1, 32, 8, 8), far[:2], (3, 3), 1.0, 0, True)
+    assert pooled[:, :, 1, 1].min() > 0 and pooled.sum() == pooled[:, :, 1, 1].sum()  # outside there is nothing
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

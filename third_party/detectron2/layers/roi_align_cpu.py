@@ -85,8 +85,11 @@ def _along(start: Tensor, length: Tensor, bins: int, sampling_ratio: int, size: 
 
 
 def _regions_at_a_time(sizes: Tensor, output_size: tuple[int, int], limits: tuple[int, int]) -> int:
-    """So many that the weights of all cells under their bins fit into the memory that is meant for them."""
+    """So many that the weights of all cells under their bins fit into the memory that is meant for them.
+
+    So have their samples along an axis, which are many where regions reach far beyond the map.
+    """
     bins = sizes.new_tensor([output_size[1], output_size[0]])
     cells = (sizes / bins).ceil().clamp(min=0) + 2
-    most = torch.minimum(cells, sizes.new_tensor([limits[1], limits[0]])).prod(1).max()
-    return min(64, max(1, int(_WEIGHTS / (most * bins.prod()))))
+    weights = torch.minimum(cells, sizes.new_tensor([limits[1], limits[0]])).prod(1).max() * bins.prod()
+    return min(64, max(1, int(_WEIGHTS / torch.maximum(weights, (cells * bins).max()))))
